@@ -1,0 +1,8 @@
+include("${CMAKE_CURRENT_LIST_DIR}/heed_dependencies.cmake")
+if(heed_missing)
+  set(heed_FOUND FALSE)
+  set(heed_NOT_FOUND_MESSAGE "heed needs ${heed_missing}")
+  return()
+endif()
+include("${CMAKE_CURRENT_LIST_DIR}/heed-targets.cmake")
+include("${CMAKE_CURRENT_LIST_DIR}/heed_multi_isa.cmake")
