@@ -1,0 +1,52 @@
+#pragma once
+
+#include <heed/score/modifier.hpp>
+
+#include <bit>
+#include <cmath>
+
+namespace heed {
+
+/// Attention with linear biases: s -> s - slopes[h] * |key - query|, in positions.
+/// slopes: [head]. `gradient`, if given, has the same shape and is written by attention_backward.
+/// Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation.
+struct alibi {
+  tensor_view<float const, 1> slopes;
+  tensor_view<float, 1> gradient = {};
+
+  struct bound {
+    float slope_of_head;
+
+    template <class Batch>
+    Batch apply(Batch score, Batch query, Batch key) const {
+      Batch const slope(static_cast<typename Batch::value_type>(slope_of_head));
+      return xsimd::fnma(slope, xsimd::abs(key - query), score);
+    }
+    /// d (modified score) / d slope.
+    double parameter_slope(double, double, index_t query, index_t key) const {
+      return -static_cast<double>(key > query ? key - query : query - key);
+    }
+  };
+  bound bind(place const& where) const { return {slopes(where.head)}; }
+
+  /// The published slope of a head, with n the largest power of two that is <= heads: 2^(-8 (h + 1) / n)
+  /// for the first n heads, and for head n + t the odd step 2^(-4 (2 t + 1) / n).
+  static float slope(index_t head, index_t heads) {
+    auto const n = static_cast<index_t>(std::bit_floor(static_cast<std::size_t>(heads)));
+    double const steps = head < n ? -8.0 * double(head + 1) : -4.0 * double(2 * (head - n) + 1);
+    return static_cast<float>(std::exp2(steps / double(n)));
+  }
+
+  void check(index_t heads) const {
+    require(slopes.extent(0) == heads, [&] {
+      return "alibi slopes have shape " + shape_text(slopes.extents()) + "; expected [" +
+             std::to_string(heads) + "] (heads)";
+    });
+    require(gradient.data() == nullptr || gradient.extents() == slopes.extents(), [&] {
+      return "the gradient of the alibi slopes has shape " + shape_text(gradient.extents()) +
+             "; expected that of the slopes, " + shape_text(slopes.extents());
+    });
+  }
+};
+
+}  // namespace heed
