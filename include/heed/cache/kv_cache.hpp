@@ -1,0 +1,101 @@
+#pragma once
+
+#include <heed/view/convert.hpp>
+#include <heed/view/element.hpp>
+
+#include <algorithm>
+
+namespace heed {
+
+/// Keys and values of the positions decoded so far, in memory that the caller owns.
+///
+///   keys    [batch, capacity, key_heads, head_dim]
+///   values  [batch, capacity, value_heads, value_dim]
+///
+/// The first `length` positions are filled, the same number in every batch entry.
+template <element T>
+  requires(!std::is_const_v<T>)
+class kv_cache {
+ public:
+  /// Throws heed::error unless keys and values agree in batch and capacity, and length fits.
+  kv_cache(tensor_view<T, 4> keys, tensor_view<T, 4> values, index_t length = 0)
+      : keys_(keys), values_(values), length_(length) {
+    require(keys.extent(0) == values.extent(0) && keys.extent(1) == values.extent(1), [&] {
+      return "the values of a cache have shape " + shape_text(values.extents()) + ", its keys " +
+             shape_text(keys.extents()) + "; expected the same batch and capacity";
+    });
+    require_length(length);
+  }
+
+  /// Copies the keys and values of new positions behind the others, converting the elements.
+  /// Throws heed::error, changing nothing, if they do not fit.
+  template <element K, element V>
+  void append(tensor_view<K, 4> new_keys, tensor_view<V, 4> new_values) {
+    index_t const count = new_keys.extent(1);
+    require_rows("keys", new_keys.extents(), keys_.extents(), count);
+    require_rows("values", new_values.extents(), values_.extents(), count);
+    copy(new_keys, keys_.slice(1, length_, count));
+    copy(new_values, values_.slice(1, length_, count));
+    length_ += count;
+  }
+
+  /// Forgets the positions from `length` on: to start again, or to take back drafted tokens.
+  void truncate(index_t length) {
+    require(length <= length_, [&] {
+      return "a cache of " + std::to_string(length_) + " positions cannot be truncated to " +
+             std::to_string(length);
+    });
+    require_length(length);
+    length_ = length;
+  }
+
+  index_t length() const { return length_; }
+  index_t capacity() const { return keys_.extent(1); }
+
+  /// The positions so far: [batch, length, key_heads, head_dim].
+  tensor_view<T const, 4> keys() const { return keys_.slice(1, 0, length_); }
+  /// The positions so far: [batch, length, value_heads, value_dim].
+  tensor_view<T const, 4> values() const { return values_.slice(1, 0, length_); }
+
+ private:
+  using shape = typename tensor_view<T, 4>::index_array;
+
+  void require_length(index_t length) const {
+    require(length >= 0 && length <= capacity(), [&] {
+      return "a cache of length " + std::to_string(length) + "; expected 0 to " +
+             std::to_string(capacity()) + " (its capacity)";
+    });
+  }
+
+  void require_rows(char const* name, shape const& given, shape const& cache, index_t count) const {
+    require(given == shape{cache[0], count, cache[2], cache[3]}, [&] {
+      return std::string("appended ") + name + " have shape " + shape_text(given) + "; expected " +
+             shape_text(shape{cache[0], count, cache[2], cache[3]});
+    });
+    require(count <= capacity() - length_, [&] {
+      return std::to_string(count) + " positions appended to a cache that has room for " +
+             std::to_string(capacity() - length_) + " more of its " + std::to_string(capacity());
+    });
+  }
+
+  template <class From>
+  static void copy(tensor_view<From, 4> from, tensor_view<T, 4> to) {
+    bool const contiguous = from.stride(3) == 1 && to.stride(3) == 1;
+    index_t const dim = to.extent(3);
+    if (dim == 0) return;
+    for (index_t b = 0; b < to.extent(0); ++b)
+      for (index_t i = 0; i < to.extent(1); ++i)
+        for (index_t h = 0; h < to.extent(2); ++h)
+          if (contiguous)
+            std::transform(&from(b, i, h, 0), &from(b, i, h, 0) + dim, &to(b, i, h, 0),
+                           convert_element<T, std::remove_const_t<From>>);
+          else
+            for (index_t d = 0; d < dim; ++d) to(b, i, h, d) = convert_element<T>(from(b, i, h, d));
+  }
+
+  tensor_view<T, 4> keys_;
+  tensor_view<T, 4> values_;
+  index_t length_;
+};
+
+}  // namespace heed
