@@ -9,8 +9,8 @@
 
 namespace heed {
 
-/// `on{pool}` for Eigen's thread pools. The calling thread works too, in place of one of the pool's, and
-/// may itself belong to the pool: it waits only for calls that have begun.
+/// `on{pool}` for Eigen's thread pools. The calling thread works too, in place of one of the
+/// pool's, and may itself belong to the pool: it waits only for calls that have begun.
 template <std::derived_from<Eigen::ThreadPoolInterface> Pool>
 struct pool_access<Pool> {
   static index_t concurrency(Pool const& pool) { return std::max(1, pool.NumThreads()); }

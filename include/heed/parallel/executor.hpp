@@ -12,11 +12,12 @@
 /// A user's own is any class with
 ///
 ///     heed::index_t concurrency() const;  // how many calls can run at once, at least 1
-///     void run(heed::index_t n, F f);     // calls f(0) to f(n - 1), in any order, possibly at once;
-///                                         // returns when all have returned. f is cheap to copy and
-///                                         // does not throw
+///     void run(heed::index_t n, F f);     // calls f(0) to f(n - 1), returns when all have
+///     returned
 ///
-/// and is named in a call as `on{executor}`. What heed computes never depends on it, not by a bit.
+/// The calls may be made in any order and at the same time; f is cheap to copy and does not throw.
+/// The executor is named in a call as `on{executor}`. What heed computes never depends on it, not
+/// by a bit.
 namespace heed {
 
 namespace detail {
@@ -40,13 +41,14 @@ struct serial {
   }
 };
 
-/// How `on` drives a pool. Here, one that models executor; eigen_pool.hpp adds Eigen's. Specialise it for
-/// a pool that cannot be changed.
+/// How `on` drives a pool. Here, one that models executor; eigen_pool.hpp adds Eigen's. Specialise
+/// it for a pool that cannot be changed.
 template <class Pool>
 struct pool_access {
-  static_assert(executor<Pool>,
-                "heed::on needs an executor, with concurrency() const and run(n, f), or an Eigen thread "
-                "pool with <heed/parallel/eigen_pool.hpp> included");
+  static_assert(
+      executor<Pool>,
+      "heed::on needs an executor, with concurrency() const and run(n, f), or an Eigen thread "
+      "pool with <heed/parallel/eigen_pool.hpp> included");
 
   static index_t concurrency(Pool const& pool) { return static_cast<index_t>(pool.concurrency()); }
   template <class F>
@@ -69,10 +71,10 @@ struct on {
 template <class Pool>
 on(Pool&) -> on<Pool>;
 
-/// Calls f(piece, worker) once for every piece in [0, pieces) and returns when all have returned. Workers
-/// are numbered from 0, fewer than max(1, executor.concurrency()) of them; calls with the same worker never
-/// overlap, so that a worker may own scratch. Which worker gets which piece is chance. If a piece throws, no
-/// further ones are begun and the first exception is rethrown here.
+/// Calls f(piece, worker) once for every piece in [0, pieces) and returns when all have returned.
+/// Workers are numbered from 0, fewer than max(1, executor.concurrency()) of them; calls with the
+/// same worker never overlap, so that a worker may own scratch. Which worker gets which piece is
+/// chance. If a piece throws, no further ones are begun and the first exception is rethrown here.
 template <class Executor, class F>
   requires executor<Executor const>
 void parallel_for(Executor const& executor, index_t pieces, F f) {

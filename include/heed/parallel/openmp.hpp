@@ -8,8 +8,8 @@
 
 namespace heed {
 
-/// An executor on OpenMP threads: `threads` of them, or as many as OpenMP would take by itself. There only
-/// where the compiler's OpenMP is switched on.
+/// An executor on OpenMP threads: `threads` of them, or as many as OpenMP would take by itself.
+/// There only where the compiler's OpenMP is switched on.
 struct openmp {
   int threads = 0;
 
