@@ -12,8 +12,7 @@
 /// A user's own is any class with
 ///
 ///     heed::index_t concurrency() const;  // how many calls can run at once, at least 1
-///     void run(heed::index_t n, F f);     // calls f(0) to f(n - 1), returns when all have
-///     returned
+///     void run(heed::index_t n, F f);     // calls f(0) to f(n - 1); returns when all are done
 ///
 /// The calls may be made in any order and at the same time; f is cheap to copy and does not throw.
 /// The executor is named in a call as `on{executor}`. What heed computes never depends on it, not
