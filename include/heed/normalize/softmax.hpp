@@ -3,64 +3,190 @@
 #include <heed/pattern/pattern.hpp>
 #include <heed/simd/math.hpp>
 
+#include <algorithm>
+#include <cmath>
+#include <concepts>
 #include <limits>
+#include <utility>
 
 /// Normalisers: how the scores of a row become weights.
 ///
-/// A normaliser owns the running state of rows, one row a SIMD lane, and says how the state moves:
+/// A normaliser says how the running state of a row moves; a SIMD lane is a row. Registers are `Batch`:
 ///
-///     template <class Batch> struct state;                       // its default is a row that met no key
-///     Batch admit(state&, Batch top) const;        // before a block of keys whose largest score is `top`:
-///                                                  // returns the factor for what was accumulated so far
-///     Batch weigh(state&, Batch score) const;      // the weight of one key, in the order of `order`
-///     Batch join(state&, state const&) const;      // two disjoint sets of keys; see merge.hpp
-///     finished<Batch> finish(state const&) const;  // factor of the accumulated values, and the row's lse
-///     Batch weight(Batch score, Batch lse) const;                 // backward: the final weight again
-///     Batch score_gradient(Batch weight, Batch dweight, Batch delta) const;
+///     static constexpr double score_unit;   // scores arrive multiplied by this
+///     static constexpr key_order order;     // in which order a row must meet its keys
+///     template <class Batch> struct state;  // default constructed: a row that has met no key
 ///
-/// Scores arrive in base 2: multiplied by log2 e.
+///     Batch admit(state&, Batch top) const;     // before a block of keys whose largest score is `top`:
+///                                               // the factor for the values accumulated so far
+///     Batch weigh(state&, Batch score) const;   // the weight of the next key, not yet normalised
+///     finished_row<Batch> finish(state const&) const;
+///     std::pair<Batch, Batch> join(state&, state const& other) const;  // the union of two disjoint key sets,
+///                                               // `other` later in `order`: the factors for the values of both
+///
+/// and for the backward pass, from the lse that finish() returned,
+///
+///     Batch weight(Batch score, Batch lse) const;   // the normalised weight; lse in units of scores
+///     Batch score_gradient(Batch score, Batch weight, Batch dweight, Batch delta) const;
+///                                                   // delta_i = dout_i . out_i - dlse_i
 namespace heed {
 
 /// The order in which a normaliser must meet the keys of a row.
 enum class key_order { any, oldest_first, newest_first };
 
-/// What a finished row comes to: its values are the accumulated ones times `factor`.
+/// A finished row: its values are the accumulated ones times `factor`; `lse` is what backward needs.
 template <class Batch>
 struct finished_row {
   Batch factor;
   Batch lse;
 };
 
+template <class N>
+concept bound_normaliser = requires(N const& n, typename N::template state<xsimd::batch<float>>& row,
+                                    xsimd::batch<float> x) {
+  { n.admit(row, x) } -> std::same_as<xsimd::batch<float>>;
+  { n.weigh(row, x) } -> std::same_as<xsimd::batch<float>>;
+  { n.finish(row) } -> std::same_as<finished_row<xsimd::batch<float>>>;
+};
+
+template <class N>
+concept normaliser = bound_normaliser<N> || requires(N const& n, place const& where) {
+  { n.bind(where) } -> bound_normaliser;
+};
+
 /// Softmax: a_ij = exp(s_ij - lse_i), lse_i = log sum_j exp(s_ij). A row with no key gives 0 and
 /// lse = -infinity.
 ///
-/// The reference is the running maximum rounded up to an integer in base 2, so that every rescaling is by
-/// a power of two and rounds nothing.
+/// The reference of a row is its running maximum rounded up to an integer in base 2, so that rescaling is
+/// by powers of two and rounds nothing.
 struct softmax {
+  static constexpr double log2_e = 1.4426950408889634074;
+  static constexpr double score_unit = log2_e;
   static constexpr key_order order = key_order::any;
 
   template <class Batch>
   struct state {
-    Batch reference{-std::numeric_limits<typename Batch::value_type>::infinity()};
-    Batch total{0};
+    Batch reference = Batch(-std::numeric_limits<typename Batch::value_type>::infinity());
+    Batch total = Batch(typename Batch::value_type(0));
   };
 
   template <class Batch>
   static Batch admit(state<Batch>& row, Batch top) {
-    Batch const lowest(std::numeric_limits<typename Batch::value_type>::lowest());
-    Batch const reference = xsimd::max(row.reference, xsimd::ceil(top));
-    // A row of -infinity scores keeps weights of 0: exp2(-infinity - lowest) is 0, not NaN.
-    Batch const factor = simd::exp2(row.reference - xsimd::max(reference, lowest));
-    row.reference = reference;
+    Batch const before = row.reference;
+    row.reference = xsimd::max(before, xsimd::ceil(top));
+    Batch const factor = simd::exp2(before - finite(row.reference));
     row.total *= factor;
     return factor;
   }
+
   template <class Batch>
   static Batch weigh(state<Batch>& row, Batch score) {
-    Batch const weight = simd::exp2(score - row.reference);
+    Batch const weight = simd::exp2(score - finite(row.reference));
     row.total += weight;
     return weight;
   }
+
+  template <class Batch>
+  static std::pair<Batch, Batch> join(state<Batch>& row, state<Batch> const& other) {
+    Batch const reference = xsimd::max(row.reference, other.reference);
+    Batch const mine = simd::exp2(row.reference - finite(reference));
+    Batch const theirs = simd::exp2(other.reference - finite(reference));
+    row.total = row.total * mine + other.total * theirs;
+    row.reference = reference;
+    return {mine, theirs};
+  }
+
+  template <class Batch>
+  static finished_row<Batch> finish(state<Batch> const& row) {
+    using T = typename Batch::value_type;
+    Batch const factor = xsimd::select(row.total == Batch(T(0)), Batch(T(0)), Batch(T(1)) / row.total);
+    return {factor, xsimd::fma(row.reference, Batch(T(1 / log2_e)), xsimd::log(row.total))};
+  }
+
+  template <class Batch>
+  static Batch weight(Batch score, Batch lse) {
+    using T = typename Batch::value_type;
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    return simd::exp2(score - xsimd::select(lse == Batch(-infinity), Batch(infinity), lse));
+  }
+
+  template <class Batch>
+  static Batch score_gradient(Batch, Batch weight, Batch dweight, Batch delta) {
+    return weight * (dweight - delta);
+  }
+
+ private:
+  // Keeps -infinity - (-infinity) from becoming NaN in a row that has met no key.
+  template <class Batch>
+  static Batch finite(Batch reference) {
+    return xsimd::max(Batch(std::numeric_limits<typename Batch::value_type>::lowest()), reference);
+  }
 };
+
+/// Softmax with extra logits z in the denominator only, S for each head:
+/// lse_i = log(sum_j exp(s_ij) + sum_t exp(z_t)). A row with no key gives 0 and lse = log sum_t exp(z_t).
+///
+///   logits    [head] or [head, S]
+///   gradient  the same shape, written by attention_backward; optional
+///
+/// When Attention Sink Emerges in Language Models; one zero logit is softmax-off-by-one.
+template <class T = float>
+struct softmax_with_sinks {
+  tensor_view<T const, 2> logits;
+  tensor_view<T, 2> gradient = {};
+
+  template <class U>
+    requires std::is_same_v<T, std::remove_const_t<U>>
+  explicit softmax_with_sinks(tensor_view<U, 2> z, tensor_view<T, 2> g = {}) : logits(z), gradient(g) {}
+  template <class U>
+    requires std::is_same_v<T, std::remove_const_t<U>>
+  explicit softmax_with_sinks(tensor_view<U, 1> z, tensor_view<T, 1> g = {})
+      : logits(column(z)), gradient(column(g)) {}
+
+  struct bound : softmax {
+    double sink_lse;
+
+    template <class Batch>
+    finished_row<Batch> finish(state<Batch> const& row) const {
+      Batch const logit(static_cast<typename Batch::value_type>(sink_lse * log2_e));
+      state<Batch> whole = row;
+      Batch const factor = admit(whole, logit);
+      weigh(whole, logit);
+      finished_row<Batch> done = softmax::finish(whole);
+      done.factor *= factor;
+      return done;
+    }
+  };
+
+  bound bind(place const& where) const {
+    double top = -std::numeric_limits<double>::infinity(), total = 0;
+    for (index_t t = 0; t < logits.extent(1); ++t) top = std::max(top, double(logits(where.head, t)));
+    if (top == -std::numeric_limits<double>::infinity()) return {{}, top};
+    for (index_t t = 0; t < logits.extent(1); ++t) total += std::exp(double(logits(where.head, t)) - top);
+    return {{}, top + std::log(total)};
+  }
+
+  void check(call_shape const& shape) const {
+    require(logits.extent(0) == shape.heads, [&] {
+      return "the logits of softmax_with_sinks have shape " + shape_text(logits.extents()) + "; expected [" +
+             std::to_string(shape.heads) + ", any] (head, sink)";
+    });
+    require(gradient.data() == nullptr || gradient.extents() == logits.extents(), [&] {
+      return "the gradient of softmax_with_sinks has shape " + shape_text(gradient.extents()) +
+             "; expected that of the logits, " + shape_text(logits.extents());
+    });
+  }
+
+ private:
+  template <class U>
+  static tensor_view<U, 2> column(tensor_view<U, 1> view) {
+    return view.data() == nullptr ? tensor_view<U, 2>{}
+                                  : tensor_view<U, 2>(view.data(), {view.extent(0), 1}, {view.stride(0), 1});
+  }
+};
+template <class U, int Rank>
+softmax_with_sinks(tensor_view<U, Rank>) -> softmax_with_sinks<std::remove_const_t<U>>;
+template <class U, class G, int Rank>
+softmax_with_sinks(tensor_view<U, Rank>, tensor_view<G, Rank>) -> softmax_with_sinks<std::remove_const_t<U>>;
 
 }  // namespace heed

@@ -24,23 +24,23 @@ struct first_keys {
   }
 };
 
-/// Padding: in batch b only the first lengths[b] keys exist. Positions stay those of the padded rows.
-/// One length for each batch entry, each in [0, keys].
+/// Padding: in sequence b only the first lengths[b] keys exist. Positions stay those of the padded rows.
+/// One length for each sequence (each batch entry, unless documents pack several), each in [0, keys].
 struct key_lengths {
   std::span<index_t const> lengths;
 
   first_keys bind(place const& where) const {
-    return {lengths[static_cast<std::size_t>(where.batch)]};
+    return {lengths[static_cast<std::size_t>(where.sequence)]};
   }
-  void check(index_t batches, index_t keys) const {
-    require(static_cast<index_t>(lengths.size()) == batches, [&] {
-      return "key_lengths has " + std::to_string(lengths.size()) + " entries; expected one for each of " +
-             std::to_string(batches) + " batches";
+  void check(call_shape const& shape) const {
+    require(static_cast<index_t>(lengths.size()) == shape.sequences, [&] {
+      return "key_lengths has shape " + shape_text(std::array{lengths.size()}) + "; expected [" +
+             std::to_string(shape.sequences) + "] (sequences)";
     });
     for (index_t length : lengths)
-      require(length >= 0 && length <= keys, [&] {
-        return "key_lengths holds " + std::to_string(length) + "; expected 0 to " + std::to_string(keys) +
-               " (keys)";
+      require(length >= 0 && length <= shape.keys, [&] {
+        return "key_lengths holds " + std::to_string(length) + "; expected 0 to " +
+               std::to_string(shape.keys) + " (keys)";
       });
   }
 };

@@ -37,6 +37,16 @@ class interval_set {
     return empty() ? interval{} : interval{items_[0].first, items_[at(count_ - 1)].last};
   }
 
+  /// The smallest interval around what the set and `frame` share.
+  constexpr interval hull_within(interval frame) const {
+    interval around{frame.last, frame.first};
+    for (interval item : *this) {
+      interval const part = intersect(item, frame);
+      if (!part.empty()) around = {std::min(around.first, part.first), std::max(around.last, part.last)};
+    }
+    return around;
+  }
+
   /// Adds an interval in any order, joining what it touches.
   constexpr void add(interval next) {
     if (next.empty()) return;

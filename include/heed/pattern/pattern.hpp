@@ -30,9 +30,21 @@ namespace heed {
 /// How a pattern covers a tile of pairs: no pair kept, some, all.
 enum class coverage { none, some, all };
 
-/// Where scores lie: a sequence of the batch and a query head. `first_row` and `first_key` are where the
-/// sequence starts in its tensors; they are 0 unless several sequences are packed in one.
+/// The shape of a call, for ingredients that check themselves against it before anything is written:
+/// those with `void check(call_shape const&) const`. `sequences` is `batches` unless several sequences are
+/// packed in one batch entry.
+struct call_shape {
+  index_t batches = 0;
+  index_t sequences = 0;
+  index_t heads = 0;
+  index_t rows = 0;
+  index_t keys = 0;
+};
+
+/// Where scores lie: a sequence, the batch entry that holds it, a query head, and the sequence's lengths.
+/// `first_row` and `first_key` are where it starts in its tensors, 0 unless sequences are packed.
 struct place {
+  index_t sequence = 0;
   index_t batch = 0;
   index_t head = 0;
   index_t rows = 0;
@@ -40,6 +52,12 @@ struct place {
   index_t first_row = 0;
   index_t first_key = 0;
 };
+
+/// An ingredient that has something to check does so.
+template <class Ingredient>
+void check_against(Ingredient const& ingredient, call_shape const& shape) {
+  if constexpr (requires { ingredient.check(shape); }) ingredient.check(shape);
+}
 
 /// An ingredient with parameters as it applies at one place.
 template <class Ingredient>
@@ -95,6 +113,10 @@ struct pattern_and {
     return pattern_and<decltype(bind_at(a, where)), decltype(bind_at(b, where))>{
         bind_at(a, where), bind_at(b, where)};
   }
+  void check(call_shape const& shape) const {
+    check_against(a, shape);
+    check_against(b, shape);
+  }
   template <class I>
   constexpr auto keep(I query, I key) const
     requires requires(A const& x, B const& y) { x.keep(query, key) & y.keep(query, key); }
@@ -119,6 +141,10 @@ struct pattern_or {
     return pattern_or<decltype(bind_at(a, where)), decltype(bind_at(b, where))>{
         bind_at(a, where), bind_at(b, where)};
   }
+  void check(call_shape const& shape) const {
+    check_against(a, shape);
+    check_against(b, shape);
+  }
   template <class I>
   constexpr auto keep(I query, I key) const
     requires requires(A const& x, B const& y) { x.keep(query, key) | y.keep(query, key); }
@@ -141,6 +167,7 @@ struct pattern_not {
   constexpr auto bind(place const& where) const {
     return pattern_not<decltype(bind_at(a, where))>{bind_at(a, where)};
   }
+  void check(call_shape const& shape) const { check_against(a, shape); }
   template <class I>
   constexpr auto keep(I query, I key) const
     requires requires(A const& x) { !x.keep(query, key); }

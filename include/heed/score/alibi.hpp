@@ -10,12 +10,17 @@ namespace heed {
 /// Attention with linear biases: s -> s - slopes[h] * |key - query|, in positions.
 /// slopes: [head]. `gradient`, if given, has the same shape and is written by attention_backward.
 /// Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation.
+template <class T = float>
 struct alibi {
-  tensor_view<float const, 1> slopes;
-  tensor_view<float, 1> gradient = {};
+  tensor_view<T const, 1> slopes;
+  tensor_view<T, 1> gradient = {};
+
+  template <class U>
+    requires std::is_same_v<T, std::remove_const_t<U>>
+  explicit alibi(tensor_view<U, 1> s, tensor_view<T, 1> g = {}) : slopes(s), gradient(g) {}
 
   struct bound {
-    float slope_of_head;
+    T slope_of_head;
 
     template <class Batch>
     Batch apply(Batch score, Batch query, Batch key) const {
@@ -31,16 +36,16 @@ struct alibi {
 
   /// The published slope of a head, with n the largest power of two that is <= heads: 2^(-8 (h + 1) / n)
   /// for the first n heads, and for head n + t the odd step 2^(-4 (2 t + 1) / n).
-  static float slope(index_t head, index_t heads) {
+  static T slope(index_t head, index_t heads) {
     auto const n = static_cast<index_t>(std::bit_floor(static_cast<std::size_t>(heads)));
     double const steps = head < n ? -8.0 * double(head + 1) : -4.0 * double(2 * (head - n) + 1);
-    return static_cast<float>(std::exp2(steps / double(n)));
+    return static_cast<T>(std::exp2(steps / double(n)));
   }
 
-  void check(index_t heads) const {
-    require(slopes.extent(0) == heads, [&] {
+  void check(call_shape const& shape) const {
+    require(slopes.extent(0) == shape.heads, [&] {
       return "alibi slopes have shape " + shape_text(slopes.extents()) + "; expected [" +
-             std::to_string(heads) + "] (heads)";
+             std::to_string(shape.heads) + "] (heads)";
     });
     require(gradient.data() == nullptr || gradient.extents() == slopes.extents(), [&] {
       return "the gradient of the alibi slopes has shape " + shape_text(gradient.extents()) +
@@ -48,5 +53,9 @@ struct alibi {
     });
   }
 };
+template <class U>
+alibi(tensor_view<U, 1>) -> alibi<std::remove_const_t<U>>;
+template <class U, class G>
+alibi(tensor_view<U, 1>, tensor_view<G, 1>) -> alibi<std::remove_const_t<U>>;
 
 }  // namespace heed

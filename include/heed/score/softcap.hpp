@@ -22,6 +22,10 @@ struct softcap {
     Batch const level = capped * Batch(typename Batch::value_type(1 / cap));
     return xsimd::fnma(level, level, Batch(1));
   }
+  void check(call_shape const&) const {
+    require(cap > 0, [&] { return "softcap is " + std::to_string(cap) + "; expected a positive number"; });
+  }
+
   /// d (modified score) / d cap = tanh(s / cap) - (s / cap) (1 - tanh(s / cap)^2).
   double parameter_slope(double score, double capped, index_t, index_t) const {
     return (capped - score * (1 - capped * capped / (cap * cap))) / cap;

@@ -1,0 +1,385 @@
+#pragma once
+
+#include <heed/attend/tile.hpp>
+
+#include <new>
+
+/// Engine 1, forward: tiles of scores become tiles of weights and are multiplied into the output, and
+/// nothing larger than a tile exists.
+///
+/// Queries stand in lanes and keys in rows, so that keys and values are scalars broadcast from where they
+/// lie, and what belongs to a row (its maximum, its sum, its rescaling) is a lane and needs no shuffling.
+namespace heed::attend {
+
+/// Shape-dependent sizes of the scratch memory of a forward worker.
+template <class T, class Arch, class Bound>
+class forward_scratch {
+ public:
+  using batch = xsimd::batch<T, Arch>;
+  using shape = simd::tile_shape<T, Arch>;
+  using state = typename decltype(Bound::normaliser)::template state<batch>;
+
+  struct panel_memory {
+    panel queries;
+    interval_set keys;
+    T* query;       // [dim][lane]
+    T* accumulated; // [value_dim][lane]
+    T* positions;   // [lane]
+    T* row_max;     // [lane], in units of scores
+    T* score_sum;   // [lane], sum of weight * score
+    state* rows;    // [register]
+  };
+
+  forward_scratch(arena& memory, problem<T> const& p, index_t panels) {
+    constexpr index_t readers = [] {
+      index_t count = 0;
+      [&]<class... M>(std::tuple<M...> const*) {
+        ((count += heed::detail::reads<M> ? 1 : 0), ...);
+      }(static_cast<decltype(Bound::modifiers)*>(nullptr));
+      return count;
+    }();
+    index_t const value_rows = p.value_dim + shape::max_rows;
+    panel_ = memory.take<panel_memory>(panels);
+    for (index_t i = 0; i < panels; ++i) {
+      panel_memory const parts{.queries = {},
+                               .keys = {},
+                               .query = memory.take<T>(p.dim * shape::max_lanes),
+                               .accumulated = memory.take<T>(value_rows * shape::max_lanes),
+                               .positions = memory.take<T>(shape::max_lanes),
+                               .row_max = memory.take<T>(shape::max_lanes),
+                               .score_sum = memory.take<T>(shape::max_lanes),
+                               .rows = memory.take<state>(shape::max_registers)};
+      if (memory.measuring()) continue;
+      new (panel_ + i) panel_memory(parts);
+    }
+    key = memory.take<T>(keys_per_tile * p.dim);
+    value = memory.take<T>(keys_per_tile * p.value_dim);
+    scores = memory.take<T>((keys_per_tile + shape::max_rows) * shape::max_lanes);
+    staged = memory.take<T>(readers * staged_stride);
+    rows = memory.take<T>(shape::max_lanes * std::max(p.dim, p.value_dim));
+  }
+
+  panel_memory& operator[](index_t i) const { return panel_[i]; }
+
+  static constexpr index_t staged_stride = keys_per_tile * shape::max_lanes;
+  T* key;
+  T* value;
+  T* scores;
+  T* staged;
+  T* rows;
+
+ private:
+  panel_memory* panel_;
+};
+
+/// One worker's view of a forward call at one place: carries panels through the key tiles.
+template <class T, class Arch, class Bound, class Observers>
+class forward_worker;
+template <class T, class Arch, class Bound, class... Observers>
+class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
+ public:
+  using batch = xsimd::batch<T, Arch>;
+  using shape = simd::tile_shape<T, Arch>;
+  using memory = forward_scratch<T, Arch, Bound>;
+  using panel_memory = typename memory::panel_memory;
+  using state = typename memory::state;
+  static constexpr index_t lanes = shape::lanes;
+  static constexpr bool sums_scores = (false || ... || wants_mean_score<Observers>);
+
+  forward_worker(problem<T> const& p, place const& where, Bound const& bound, memory& scratch)
+      : p_(p), where_(where), bound_(bound), scratch_(scratch) {}
+
+  /// Panels [first, last) of the place against all their keys.
+  void run(interval panels, sink<T> const& out, std::tuple<Observers...> const& observers) {
+    interval_set keys;
+    for (index_t i = 0; i < panels.size(); ++i) {
+      begin(scratch_[i], panels.first + i);
+      keys = keys | scratch_[i].keys;
+    }
+    visit(keys, panels.size());
+    for (index_t i = 0; i < panels.size(); ++i) finish(scratch_[i], out, observers);
+  }
+
+ private:
+  void begin(panel_memory& at, index_t number) {
+    at.queries = panelling<T, Arch>::at(where_, p_.position, number);
+    at.keys = pattern_keys(bound_.pattern, at.queries.positions, where_.keys);
+    index_t const width = at.queries.registers * lanes;
+    for (index_t lane = 0; lane < width; ++lane) {
+      // Lanes beyond the last row repeat it: what they compute is finite and never stored.
+      index_t const row = std::min(at.queries.rows.first + lane, at.queries.rows.last - 1);
+      at.positions[lane] = static_cast<T>(p_.position(where_, row));
+      at.row_max[lane] = -std::numeric_limits<T>::infinity();
+      at.score_sum[lane] = T(0);
+      scratch_.scores[lane] =
+          p_.score_scale(where_, row) * score_tile<1, Arch, T, Bound>::query_unit;
+    }
+    load_columns<Arch>(p_.query, where_, at.queries.rows, scratch_.scores, at.query, width, scratch_.rows);
+    std::fill_n(at.accumulated, (p_.value_dim + shape::max_rows) * width, T(0));
+    for (int r = 0; r < at.queries.registers; ++r) new (at.rows + r) state();
+  }
+
+  /// All panels through the tiles of `keys`, in the order that the normaliser asks for. Tiles lie on one grid
+  /// for all panels, so that a row's result does not depend on the panels it shares its keys with.
+  void visit(interval_set const& keys, index_t panels) {
+    constexpr bool backwards = decltype(Bound::normaliser)::order == key_order::newest_first;
+    auto const visit_one = [&](interval part) {
+      index_t const first = part.first / keys_per_tile, last = (part.last + keys_per_tile - 1) / keys_per_tile;
+      for (index_t i = 0; i < last - first; ++i) {
+        index_t const tile = backwards ? last - 1 - i : first + i;
+        visit_tile(intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile}), panels);
+      }
+    };
+    if constexpr (backwards)
+      for (auto part = keys.end(); part != keys.begin();) visit_one(*--part);
+    else
+      for (interval part : keys) visit_one(part);
+  }
+
+  void visit_tile(interval tile, index_t panels) {
+    index_t const key_head = p_.key_head(where_.head), value_head = p_.value_head(where_.head);
+    bool const reused = panels > 1;
+    index_t const first_key = where_.first_key + tile.first;
+    row_block<T> const key = p_.key.rows(where_.batch, key_head, first_key, tile.size(), scratch_.key, reused);
+    row_block<T> const value =
+        p_.value.rows(where_.batch, value_head, first_key, tile.size(), scratch_.value, reused);
+    value_check finite{value, tile.size()};
+    for (index_t i = 0; i < panels; ++i) {
+      panel_memory& at = scratch_[i];
+      interval const part = at.keys.hull_within(tile);
+      if (part.empty()) continue;
+      coverage const cover = pattern_cover(bound_.pattern, at.queries.positions, part);
+      if (cover == coverage::none) continue;
+      index_t const skipped = part.first - tile.first;
+      with_registers(at.queries.registers, [&](auto registers) {
+        absorb<registers>(at, part, cover == coverage::some,
+                          {key.data + skipped * key.stride, key.stride},
+                          {value.data + skipped * value.stride, value.stride}, finite);
+      });
+    }
+  }
+
+  // Whether the values of a tile are finite, found out at most once.
+  struct value_check {
+    row_block<T> value;
+    index_t rows;
+    int known = -1;
+
+    bool operator()(index_t dim) {
+      if (known < 0) known = all_finite<Arch>(value, rows, dim) ? 1 : 0;
+      return known == 1;
+    }
+  };
+
+  template <int Registers>
+  void absorb(panel_memory& at, interval keys, bool partial, row_block<T> key, row_block<T> value,
+              value_check& finite) {
+    constexpr index_t width = lanes * Registers;
+    index_t const count = keys.size();
+    T* const scores = scratch_.scores;
+    score_tile<Registers, Arch, T, Bound> const tile{
+        bound_, at.queries, at.positions, keys, partial, scores, scratch_.staged, memory::staged_stride};
+    simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query, width, scores, width);
+    tile.stage();
+
+    bool const hidden = hides(bound_, partial);
+    weigh<Registers>(at, tile, count, hidden);
+    if (hidden && !finite(p_.value_dim))
+      multiply_visible<Registers, Arch>(p_.value_dim, count, value, scores, scores, at.accumulated, width);
+    else
+      simd::multiply<Registers, true, Arch>(p_.value_dim, count, {value.data, 1, value.stride}, scores, width,
+                                            at.accumulated, width);
+  }
+
+  /// Turns the raw scores of a tile into weights, -0 where a pair is hidden, and moves the state of the rows.
+  template <int Registers>
+  void weigh(panel_memory& at, score_tile<Registers, Arch, T, Bound> const& tile, index_t count, bool hidden) {
+    constexpr index_t width = lanes * Registers;
+    constexpr bool backwards = decltype(Bound::normaliser)::order == key_order::newest_first;
+    T* const scores = scratch_.scores;
+    batch const lowest(-std::numeric_limits<T>::infinity());
+    batch top[Registers];
+#pragma GCC unroll 4
+    for (int r = 0; r < Registers; ++r) top[r] = lowest;
+    bool const changed = tile.modifiers > 0 || tile.partial;
+    if (changed) {
+      for (index_t k = 0; k < count; ++k) {
+        batch score[Registers];
+        tile.finish(k, score);
+#pragma GCC unroll 4
+        for (int r = 0; r < Registers; ++r) {
+          score[r].store_aligned(scores + k * width + r * lanes);
+          top[r] = xsimd::max(top[r], score[r]);
+        }
+      }
+    } else {
+      for (index_t k = 0; k < count; ++k)
+#pragma GCC unroll 4
+        for (int r = 0; r < Registers; ++r)
+          top[r] = xsimd::max(top[r], batch::load_aligned(scores + k * width + r * lanes));
+    }
+
+    state rows[Registers];
+    bool rescale = false;
+    batch factor[Registers];
+#pragma GCC unroll 4
+    for (int r = 0; r < Registers; ++r) {
+      rows[r] = at.rows[r];
+      factor[r] = bound_.normaliser.admit(rows[r], top[r]);
+      rescale |= !xsimd::all(factor[r] == batch(T(1)));
+      T* const row_max = at.row_max + r * lanes;
+      xsimd::max(batch::load_aligned(row_max), top[r]).store_aligned(row_max);
+    }
+    if (rescale) {
+      for (index_t d = 0; d < p_.value_dim; ++d)
+#pragma GCC unroll 4
+        for (int r = 0; r < Registers; ++r) {
+          T* const sum = at.accumulated + d * width + r * lanes;
+          (batch::load_aligned(sum) * factor[r]).store_aligned(sum);
+        }
+    }
+    batch score_sum[Registers];
+    if constexpr (sums_scores)
+      for (int r = 0; r < Registers; ++r)
+        score_sum[r] = batch::load_aligned(at.score_sum + r * lanes) * factor[r];
+
+    auto const weigh_keys = [&](auto marking) {
+      for (index_t i = 0; i < count; ++i) {
+        index_t const k = backwards ? count - 1 - i : i;
+        [[maybe_unused]] batch pair_factor[Registers];
+        if constexpr (std::tuple_size_v<decltype(Bound::factors)> > 0) tile.factors(k, pair_factor);
+#pragma GCC unroll 4
+        for (int r = 0; r < Registers; ++r) {
+          T* const place = scores + k * width + r * lanes;
+          batch const score = batch::load_aligned(place);
+          batch weight = bound_.normaliser.weigh(rows[r], score);
+          if constexpr (sums_scores)
+            score_sum[r] += xsimd::select(score == lowest, batch(T(0)), weight * score);
+          if constexpr (std::tuple_size_v<decltype(Bound::factors)> > 0) weight *= pair_factor[r];
+          if constexpr (marking) weight = xsimd::select(score == lowest, batch(T(-0.0)), weight);
+          weight.store_aligned(place);
+        }
+      }
+    };
+    if (hidden)
+      weigh_keys(std::true_type{});
+    else
+      weigh_keys(std::false_type{});
+
+#pragma GCC unroll 4
+    for (int r = 0; r < Registers; ++r) {
+      at.rows[r] = rows[r];
+      if constexpr (sums_scores) score_sum[r].store_aligned(at.score_sum + r * lanes);
+    }
+  }
+
+  void finish(panel_memory& at, sink<T> const& out, std::tuple<Observers...> const& observers) {
+    index_t const width = at.queries.registers * lanes;
+    T* const factor = scratch_.scores;
+    T* const lse = factor + shape::max_lanes;
+    for (int r = 0; r < at.queries.registers; ++r) {
+      auto const done = bound_.normaliser.finish(at.rows[r]);
+      done.factor.store_aligned(factor + r * lanes);
+      done.lse.store_aligned(lse + r * lanes);
+    }
+    if constexpr (sizeof...(Observers) > 0) {
+      constexpr T unit = static_cast<T>(decltype(Bound::normaliser)::score_unit);
+      for (index_t lane = 0; lane < at.queries.count(); ++lane) {
+        row_summary<T> const summary{lse[lane], at.row_max[lane] / unit,
+                                     at.score_sum[lane] * factor[lane] / unit};
+        std::apply(
+            [&](auto const&... observer) {
+              (observer.observe(where_, at.queries.rows.first + lane, summary), ...);
+            },
+            observers);
+      }
+    }
+    store_columns<Arch>(at.accumulated, width, factor, out, where_, at.queries.rows, scratch_.rows);
+  }
+
+  problem<T> const& p_;
+  place const& where_;
+  Bound const& bound_;
+  memory& scratch_;
+};
+
+/// How the panels of a call are cut into pieces for the executor: pieces of up to `panels` panels of one head of
+/// one sequence, the last panels first, since under a causal pattern they are the longest.
+struct piece_list {
+  sequences const& sequence;
+  index_t heads;
+  index_t panels;
+  index_t rows_per_panel;
+  index_t* first_piece;  // of each sequence, and their number at the end
+
+  index_t pieces_of(index_t g) const {
+    index_t const rows_per_piece = panels * rows_per_panel;
+    return heads * ((sequence.at(g, 0).rows + rows_per_piece - 1) / rows_per_piece);
+  }
+  void fill() {
+    first_piece[0] = 0;
+    for (index_t g = 0; g < sequence.count; ++g) first_piece[g + 1] = first_piece[g] + pieces_of(g);
+  }
+  index_t size() const { return first_piece[sequence.count]; }
+
+  /// Calls f with the place of a piece and its panels.
+  template <class F>
+  void with(index_t piece, F&& f) const {
+    index_t const g = std::upper_bound(first_piece, first_piece + sequence.count + 1, piece) - first_piece - 1;
+    index_t const blocks = pieces_of(g) / heads, within = piece - first_piece[g];
+    index_t const first = (blocks - 1 - within % blocks) * panels;
+    place const where = sequence.at(g, within / blocks);
+    index_t const all = (where.rows + rows_per_panel - 1) / rows_per_panel;
+    f(where, interval{first, std::min(first + panels, all)});
+  }
+};
+
+/// Softmax attention, or whatever the ingredients make of it; see softmax.hpp.
+template <class Arch = xsimd::default_arch, element Q, element K, element V, element O, class... I>
+void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value, tensor_view<O, 4> out,
+             I const&... ingredients) {
+  using T = compute_type<Q, K, V, O>;
+  static_assert(!std::is_const_v<O>, "heed: out is written to");
+  problem<T> const p = make_problem<T>(query, key, value, ingredients...);
+  detail::expect_like("out", out, {query.extent(0), query.extent(1), query.extent(2), value.extent(3)},
+                      "query with the head_dim of value");
+  detail::expect_distinct_elements("out", out);
+
+  auto const whole = make_sentence(ingredients...);
+  auto const observers = all_of<detail::is_row_observer>(ingredients...);
+  auto const run_on = one_of<detail::is_executor>(serial{}, ingredients...);
+  using bound = decltype(whole.at(place{}));
+  using shape = simd::tile_shape<T, Arch>;
+  using scratch_memory = forward_scratch<T, Arch, bound>;
+
+  // A block of panels reuses each tile of keys; it should stay in the second-level cache.
+  index_t const panel_bytes = shape::max_lanes * (p.dim + p.value_dim) * static_cast<index_t>(sizeof(T));
+  index_t const most = std::clamp<index_t>((256 << 10) / std::max<index_t>(panel_bytes, 1), 2, 16);
+  index_t panels = 0;
+  for (index_t g = 0; g < p.sequence.count; ++g)
+    panels += p.heads * panelling<T, Arch>::count(p.sequence.at(g, 0).rows);
+  index_t const concurrency = static_cast<index_t>(run_on.concurrency());
+  index_t const per_piece = std::clamp<index_t>(panels / (8 * concurrency), 1, most);
+
+  arena measure;
+  scratch_memory(measure, p, per_piece);
+  index_t const worker_bytes = static_cast<index_t>(measure.used());
+  index_t const list_bytes = arena::bytes<index_t>(p.sequence.count + 1);
+  std::byte* const memory = scratch_of(ingredients...).reserve(
+      static_cast<std::size_t>(list_bytes + concurrency * worker_bytes));
+
+  piece_list pieces{p.sequence, p.heads, per_piece, shape::max_lanes, reinterpret_cast<index_t*>(memory)};
+  pieces.fill();
+  sink<T> const to(out);
+  parallel_for(run_on, pieces.size(), [&](index_t piece, index_t worker) {
+    pieces.with(piece, [&](place const& where, interval block) {
+      arena own(memory + list_bytes + worker * worker_bytes);
+      scratch_memory scratch(own, p, per_piece);
+      bound const here = whole.at(where);
+      forward_worker<T, Arch, bound, std::remove_const_t<decltype(observers)>>(p, where, here, scratch)
+          .run(block, to, observers);
+    });
+  });
+}
+
+}  // namespace heed::attend

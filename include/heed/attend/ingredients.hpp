@@ -1,0 +1,126 @@
+#pragma once
+
+#include <heed/attend/observe.hpp>
+#include <heed/normalize/softmax.hpp>
+#include <heed/parallel/executor.hpp>
+#include <heed/parallel/workspace.hpp>
+#include <heed/pattern/pattern.hpp>
+#include <heed/pattern/positions.hpp>
+#include <heed/score/modifier.hpp>
+#include <heed/score/scale.hpp>
+
+#include <tuple>
+#include <type_traits>
+
+/// Sorts the ingredients of a call, given in any order, into the clauses of its sentence.
+namespace heed::attend {
+
+namespace detail {
+
+template <class T, template <class...> class Template>
+inline constexpr bool is_a = false;
+template <class... Arguments, template <class...> class Template>
+inline constexpr bool is_a<Template<Arguments...>, Template> = true;
+
+inline constexpr auto is_pattern = []<class T>() { return pattern<T>; };
+inline constexpr auto is_modifier = []<class T>() { return score_modifier<T>; };
+inline constexpr auto is_factor = []<class T>() { return numerator_factor<T>; };
+inline constexpr auto is_normaliser = []<class T>() { return normaliser<T>; };
+inline constexpr auto is_row_observer = []<class T>() { return row_observer<T>; };
+inline constexpr auto is_sweep_observer = []<class T>() {
+  return is_a<T, column_sums_into> || is_a<T, top_keys_into>;
+};
+inline constexpr auto is_executor = []<class T>() { return executor<T const>; };
+inline constexpr auto is_scratch = []<class T>() { return std::same_as<T, scratch>; };
+inline constexpr auto is_positions = []<class T>() {
+  return std::same_as<T, top_left> || std::same_as<T, query_positions>;
+};
+inline constexpr auto is_documents = []<class T>() { return std::same_as<T, documents>; };
+inline constexpr auto is_scale = []<class T>() { return std::same_as<T, scale>; };
+inline constexpr auto is_row_scale = []<class T>() { return is_a<T, row_scale>; };
+inline constexpr auto is_lse_gradient = []<class T>() { return is_a<T, lse_gradient>; };
+
+template <auto Is, class T>
+constexpr auto keep_if(T const& ingredient) {
+  if constexpr (Is.template operator()<T>())
+    return std::tuple<T>(ingredient);
+  else
+    return std::tuple<>();
+}
+
+}  // namespace detail
+
+/// The ingredients of one kind, in the order given, as a tuple.
+template <auto Is, class... I>
+constexpr auto all_of(I const&... ingredients) {
+  return std::tuple_cat(detail::keep_if<Is>(ingredients)...);
+}
+
+/// The only ingredient of a kind, or `otherwise`.
+template <auto Is, class Default, class... I>
+constexpr auto one_of(Default const& otherwise, I const&... ingredients) {
+  static_assert((0 + ... + int(Is.template operator()<I>())) <= 1,
+                "heed: two ingredients of a kind of which a call takes one (two patterns are joined with & or |)");
+  if constexpr ((false || ... || Is.template operator()<I>()))
+    return std::get<0>(all_of<Is>(ingredients...));
+  else
+    return otherwise;
+}
+
+/// Stops with one clear error if an ingredient models no concept, rather than deep in an engine.
+template <class I>
+constexpr bool check_ingredient() {
+  using namespace detail;
+  constexpr bool known = is_pattern.template operator()<I>() || is_modifier.template operator()<I>() ||
+                         is_factor.template operator()<I>() || is_normaliser.template operator()<I>() ||
+                         is_row_observer.template operator()<I>() ||
+                         is_sweep_observer.template operator()<I>() || is_executor.template operator()<I>() ||
+                         is_scratch.template operator()<I>() || is_positions.template operator()<I>() ||
+                         is_documents.template operator()<I>() || is_scale.template operator()<I>() ||
+                         is_row_scale.template operator()<I>() || is_lse_gradient.template operator()<I>();
+  static_assert(known,
+                "heed: this is no ingredient of attention: expected a pattern (keep), score modifier (apply), "
+                "numerator factor (factor), normaliser, observer, executor, scale, positions, documents or "
+                "scratch");
+  return known;
+}
+
+/// The workspace of a call.
+template <class... I>
+workspace& scratch_of(I const&... ingredients) {
+  return one_of<detail::is_scratch>(scratch{thread_workspace()}, ingredients...).memory;
+}
+
+/// What decides the numbers of a call: patterns, modifiers, factors and the normaliser. `at` binds it to a
+/// place.
+template <class Pattern, class Modifiers, class Factors, class Normaliser>
+struct sentence {
+  Pattern pattern;
+  Modifiers modifiers;
+  Factors factors;
+  Normaliser normaliser;
+
+  auto at(place const& where) const {
+    auto bind_all = [&](auto const&... items) { return std::tuple(bind_at(items, where)...); };
+    auto bound_modifiers = std::apply(bind_all, modifiers);
+    auto bound_factors = std::apply(bind_all, factors);
+    auto bound_pattern = bind_at(pattern, where);
+    auto bound_normaliser = bind_at(normaliser, where);
+    return sentence<decltype(bound_pattern), decltype(bound_modifiers), decltype(bound_factors),
+                    decltype(bound_normaliser)>{bound_pattern, bound_modifiers, bound_factors,
+                                                bound_normaliser};
+  }
+};
+
+template <class... I>
+auto make_sentence(I const&... ingredients) {
+  auto const the_pattern = one_of<detail::is_pattern>(dense{}, ingredients...);
+  auto const modifiers = all_of<detail::is_modifier>(ingredients...);
+  auto const factors = all_of<detail::is_factor>(ingredients...);
+  auto const the_normaliser = one_of<detail::is_normaliser>(softmax{}, ingredients...);
+  return sentence<std::remove_const_t<decltype(the_pattern)>, std::remove_const_t<decltype(modifiers)>,
+                  std::remove_const_t<decltype(factors)>, std::remove_const_t<decltype(the_normaliser)>>{
+      the_pattern, modifiers, factors, the_normaliser};
+}
+
+}  // namespace heed::attend

@@ -1,0 +1,196 @@
+#pragma once
+
+#include <heed/attend/ingredients.hpp>
+#include <heed/view/rows.hpp>
+
+#include <cmath>
+#include <type_traits>
+
+/// The shape of a call: what is read and written, which sequences there are, where queries stand.
+namespace heed::attend {
+
+/// The sequences of a call: the batch entries, or the documents packed in the only one.
+struct sequences {
+  index_t count = 0;
+  index_t rows = 0;
+  index_t keys = 0;
+  documents packed;
+
+  place at(index_t sequence, index_t head) const {
+    if (packed.queries.empty())
+      return {.sequence = sequence, .batch = sequence, .head = head, .rows = rows, .keys = keys};
+    auto const g = static_cast<std::size_t>(sequence);
+    return {.sequence = sequence,
+            .batch = 0,
+            .head = head,
+            .rows = packed.queries[g + 1] - packed.queries[g],
+            .keys = packed.keys[g + 1] - packed.keys[g],
+            .first_row = packed.queries[g],
+            .first_key = packed.keys[g]};
+  }
+
+  index_t max_rows() const {
+    index_t most = 0;
+    for (index_t g = 0; g < count; ++g) most = std::max(most, at(g, 0).rows);
+    return most;
+  }
+  index_t max_keys() const {
+    index_t most = 0;
+    for (index_t g = 0; g < count; ++g) most = std::max(most, at(g, 0).keys);
+    return most;
+  }
+};
+
+/// Where the query rows stand among the keys.
+struct standing {
+  bool top_left_aligned = false;
+  query_positions explicit_positions;
+
+  index_t operator()(place const& where, index_t row) const {
+    auto const& given = explicit_positions.rows;
+    if (given.data() != nullptr) return given(given.extent(0) == 1 ? 0 : where.sequence, where.first_row + row);
+    return top_left_aligned ? row : row + where.keys - where.rows;
+  }
+
+  /// The smallest interval around the positions of rows [rows.first, rows.last).
+  interval hull(place const& where, interval rows) const {
+    if (rows.empty()) return {};
+    if (explicit_positions.rows.data() == nullptr)
+      return {(*this)(where, rows.first), (*this)(where, rows.last - 1) + 1};
+    interval around{(*this)(where, rows.first), (*this)(where, rows.first) + 1};
+    for (index_t row = rows.first + 1; row < rows.last; ++row) {
+      index_t const position = (*this)(where, row);
+      around = {std::min(around.first, position), std::max(around.last, position + 1)};
+    }
+    return around;
+  }
+};
+
+inline standing make_standing(top_left) { return {.top_left_aligned = true, .explicit_positions = {}}; }
+inline standing make_standing(query_positions const& positions) {
+  return {.top_left_aligned = false, .explicit_positions = positions};
+}
+inline standing make_standing(std::nullptr_t) { return {}; }
+
+/// The operands of a forward call with their element types erased, and everything about their shape.
+template <class T>
+struct problem {
+  source<T> query, key, value;
+  sequences sequence;
+  standing position;
+  index_t heads = 0;
+  index_t key_heads = 0;
+  index_t value_heads = 0;
+  index_t dim = 0;
+  index_t value_dim = 0;
+  T scale = 0;
+  tensor_view<T const, 3> row_scale;
+
+  index_t key_head(index_t head) const { return head * key_heads / heads; }
+  index_t value_head(index_t head) const { return head * value_heads / heads; }
+  call_shape shape() const {
+    return {query.batches(), sequence.count, heads, query.positions(), key.positions()};
+  }
+  T score_scale(place const& where, index_t row) const {
+    return row_scale.data() == nullptr ? scale
+                                       : scale * row_scale(where.batch, where.head, where.first_row + row);
+  }
+};
+
+namespace detail {
+
+template <class View>
+void expect_extent(char const* name, View const& view, int axis, index_t expected, char const* axis_name) {
+  require(view.extent(axis) == expected, [&] {
+    return std::string(name) + " has shape " + shape_text(view.extents()) + "; expected " +
+           std::to_string(expected) + " for axis " + std::to_string(axis) + " (" + axis_name + ")";
+  });
+}
+
+template <class View>
+void expect_like(char const* name, View const& view, std::array<index_t, 4> const& expected, char const* like) {
+  require(view.extents() == expected, [&] {
+    return std::string(name) + " has shape " + shape_text(view.extents()) + "; expected that of " + like + ", " +
+           shape_text(expected);
+  });
+}
+
+template <class View>
+void expect_distinct_elements(char const* name, View const& view) {
+  for (int axis = 0; axis < View::rank; ++axis)
+    require(view.extent(axis) <= 1 || view.stride(axis) != 0 || view.size() == 0, [&] {
+      return std::string(name) + " is written to, and has stride 0 along axis " + std::to_string(axis) +
+             " of shape " + shape_text(view.extents());
+    });
+}
+
+}  // namespace detail
+
+/// Checks the operands and ingredients of a call against each other and gathers them.
+template <class T, element Q, element K, element V, class... I>
+problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
+                        I const&... ingredients) {
+  using namespace detail;
+  static_assert((true && ... && check_ingredient<I>()));
+  for (int axis = 0; axis < 4; ++axis) {
+    require(query.extent(axis) >= 0 && key.extent(axis) >= 0 && value.extent(axis) >= 0, [&] {
+      return "negative extents: query " + shape_text(query.extents()) + ", key " + shape_text(key.extents()) +
+             ", value " + shape_text(value.extents());
+    });
+  }
+  problem<T> p;
+  p.query = source<T>(query);
+  p.key = source<T>(key);
+  p.value = source<T>(value);
+  p.heads = query.extent(2);
+  p.key_heads = key.extent(2);
+  p.value_heads = value.extent(2);
+  p.dim = query.extent(3);
+  p.value_dim = value.extent(3);
+  expect_extent("key", key, 0, query.extent(0), "batch, that of query");
+  expect_extent("value", value, 0, query.extent(0), "batch, that of query");
+  expect_extent("key", key, 3, query.extent(3), "head_dim, that of query");
+  expect_extent("value", value, 1, key.extent(1), "position, that of key");
+  auto const divides = [&](char const* name, auto const& view) {
+    index_t const count = view.extent(2);
+    require(p.heads == 0 || (count > 0 && p.heads % count == 0), [&] {
+      return std::string(name) + " has shape " + shape_text(view.extents()) + ": " + std::to_string(count) +
+             " heads; expected a divisor of the " + std::to_string(p.heads) + " heads of query";
+    });
+  };
+  divides("key", key);
+  divides("value", value);
+  constexpr index_t limit = index_t{1} << 24;
+  require(key.extent(1) < limit && query.extent(1) < limit, [&] {
+    return "query has shape " + shape_text(query.extents()) + ", key " + shape_text(key.extents()) +
+           "; expected fewer than 2^24 positions";
+  });
+
+  p.sequence = {.count = query.extent(0), .rows = query.extent(1), .keys = key.extent(1), .packed = {}};
+  documents const packed = one_of<is_documents>(documents{}, ingredients...);
+  if ((false || ... || std::is_same_v<I, documents>)) {
+    packed.check(query.extent(0), query.extent(1), key.extent(1));
+    p.sequence.count = static_cast<index_t>(packed.queries.size()) - 1;
+    p.sequence.packed = packed;
+  }
+  p.position = make_standing(one_of<is_positions>(nullptr, ingredients...));
+
+  scale const the_scale =
+      one_of<is_scale>(scale{1 / std::sqrt(static_cast<double>(std::max<index_t>(p.dim, 1)))}, ingredients...);
+  p.scale = static_cast<T>(the_scale.value);
+  if constexpr ((false || ... || is_a<I, row_scale>)) {
+    auto const factors = one_of<is_row_scale>(nullptr, ingredients...);
+    heed::detail::check_row_view("row_scale", factors.factors, p.shape());
+    if (factors.gradient.data() != nullptr)
+      heed::detail::check_row_view("the gradient of row_scale", factors.gradient, p.shape());
+    p.row_scale = factors.factors;
+  }
+  (check_against(ingredients, p.shape()), ...);
+  return p;
+}
+
+/// A modifier that may turn a visible pair's score into -infinity, and so hide it.
+template <class M>
+inline constexpr bool may_hide = heed::detail::reads<M>;
+
+}  // namespace heed::attend
