@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/attend/backward.hpp>
 #include <heed/attend/forward.hpp>
 #include <heed/attend/merge.hpp>
 #include <heed/cache/kv_cache.hpp>
@@ -49,6 +50,24 @@ template <element Q, element K, element O, class... Ingredients>
 void attention(tensor_view<Q, 4> query, kv_cache<K> const& cache, tensor_view<O, 4> out,
                Ingredients const&... ingredients) {
   attention(query, cache.keys(), cache.values(), out, ingredients...);
+}
+
+/// The gradients of attention() from its saved result. Call it with the ingredients of the forward call.
+///
+///   out, lse    what attention() returned; lse is [batch, heads, N], in the type of the computation
+///   dout        d loss / d out, shaped like out
+///   dquery, dkey, dvalue   receive the gradients, shaped like query, key and value; those of shared
+///               heads are summed. A gradient of half or bfloat16 is summed in a float buffer of its size.
+///
+/// Further ingredients: lse_gradient{dlse} where the loss also depends on lse. The gradients of scale,
+/// softcap, alibi, bias and sinks are written where the ingredient carries a `gradient`.
+template <element Q, element K, element V, element O, class T, element DO, element DQ, element DK,
+          element DV, class... Ingredients>
+void attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
+                        tensor_view<O, 4> out, tensor_view<T, 3> lse, tensor_view<DO, 4> dout,
+                        tensor_view<DQ, 4> dquery, tensor_view<DK, 4> dkey, tensor_view<DV, 4> dvalue,
+                        Ingredients const&... ingredients) {
+  attend::backward(query, key, value, out, lse, dout, dquery, dkey, dvalue, ingredients...);
 }
 
 }  // namespace heed

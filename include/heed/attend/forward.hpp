@@ -31,20 +31,12 @@ class forward_scratch {
   };
 
   forward_scratch(arena& memory, problem<T> const& p, index_t panels) {
-    constexpr index_t readers = [] {
-      index_t count = 0;
-      [&]<class... M>(std::tuple<M...> const*) {
-        ((count += heed::detail::reads<M> ? 1 : 0), ...);
-      }(static_cast<decltype(Bound::modifiers)*>(nullptr));
-      return count;
-    }();
-    index_t const value_rows = p.value_dim + shape::max_rows;
     panel_ = memory.take<panel_memory>(panels);
     for (index_t i = 0; i < panels; ++i) {
       panel_memory const parts{.queries = {},
                                .keys = {},
                                .query = memory.take<T>(p.dim * shape::max_lanes),
-                               .accumulated = memory.take<T>(value_rows * shape::max_lanes),
+                               .accumulated = memory.take<T>(p.value_dim * shape::max_lanes),
                                .positions = memory.take<T>(shape::max_lanes),
                                .row_max = memory.take<T>(shape::max_lanes),
                                .score_sum = memory.take<T>(shape::max_lanes),
@@ -54,8 +46,8 @@ class forward_scratch {
     }
     key = memory.take<T>(keys_per_tile * p.dim);
     value = memory.take<T>(keys_per_tile * p.value_dim);
-    scores = memory.take<T>((keys_per_tile + shape::max_rows) * shape::max_lanes);
-    staged = memory.take<T>(readers * staged_stride);
+    scores = memory.take<T>(keys_per_tile * shape::max_lanes);
+    staged = memory.take<T>(readers_of<Bound> * staged_stride);
     rows = memory.take<T>(shape::max_lanes * std::max(p.dim, p.value_dim));
   }
 
@@ -115,7 +107,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
           p_.score_scale(where_, row) * score_tile<1, Arch, T, Bound>::query_unit;
     }
     load_columns<Arch>(p_.query, where_, at.queries.rows, scratch_.scores, at.query, width, scratch_.rows);
-    std::fill_n(at.accumulated, (p_.value_dim + shape::max_rows) * width, T(0));
+    std::fill_n(at.accumulated, p_.value_dim * width, T(0));
     for (int r = 0; r < at.queries.registers; ++r) new (at.rows + r) state();
   }
 

@@ -189,8 +189,4 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   return p;
 }
 
-/// A modifier that may turn a visible pair's score into -infinity, and so hide it.
-template <class M>
-inline constexpr bool may_hide = heed::detail::reads<M>;
-
 }  // namespace heed::attend

@@ -201,15 +201,16 @@ struct score_tile {
   }
 };
 
+/// How many of a bound sentence's modifiers read numbers from memory.
+template <class Bound>
+inline constexpr index_t readers_of = []<class... M>(std::tuple<M...> const*) {
+  return (index_t{0} + ... + index_t{heed::detail::reads<M>});
+}(static_cast<decltype(Bound::modifiers)*>(nullptr));
+
 /// Whether pairs inside a tile can be hidden, by the pattern or by a modifier that reads -infinity.
 template <class Bound>
-constexpr bool hides(Bound const& bound, bool partial) {
-  bool const reads = std::apply(
-      [](auto const&... modifier) {
-        return (false || ... || heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>);
-      },
-      bound.modifiers);
-  return partial || reads;
+constexpr bool hides(Bound const&, bool partial) {
+  return partial || readers_of<Bound> > 0;
 }
 
 /// Whether every number in a block of rows is finite.

@@ -14,10 +14,12 @@ struct interval {
 
   constexpr bool empty() const { return first >= last; }
   constexpr index_t size() const { return empty() ? 0 : last - first; }
-  friend constexpr interval intersect(interval a, interval b) {
-    return {std::max(a.first, b.first), std::min(a.last, b.last)};
-  }
 };
+
+/// What two intervals share; empty, with first >= last, if nothing.
+constexpr interval intersect(interval a, interval b) {
+  return {std::max(a.first, b.first), std::min(a.last, b.last)};
+}
 
 /// A few sorted, disjoint, non-touching intervals. Where more than `capacity` would be needed, the two
 /// with the smallest gap between them are joined: the set may grow by that, and never loses a member.

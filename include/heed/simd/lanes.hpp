@@ -22,7 +22,6 @@ struct tile_shape {
   template <int Registers>
   static constexpr int rows = many_registers ? (Registers == 3 ? 8 : 12)
                                              : (Registers == 3 ? 4 : Registers == 2 ? 6 : 8);
-  static constexpr index_t max_rows = many_registers ? 12 : 8;
 };
 
 /// `count` rounded up to whole steps.

@@ -10,7 +10,7 @@ namespace detail {
 
 template <int Rows, int Registers, bool Accumulate, class T, class Arch>
 inline void multiply_tile(T const* const (&row)[Rows], index_t row_step, T const* b, index_t b_stride,
-                          index_t depth, T* c, index_t c_stride) {
+                          index_t depth, T* const (&c)[Rows]) {
   using batch = xsimd::batch<T, Arch>;
   constexpr index_t lanes = tile_shape<T, Arch>::lanes;
   batch sum[Rows][Registers];
@@ -18,7 +18,7 @@ inline void multiply_tile(T const* const (&row)[Rows], index_t row_step, T const
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
     for (int r = 0; r < Registers; ++r)
-      sum[i][r] = Accumulate ? batch::load_aligned(c + i * c_stride + r * lanes) : batch(T(0));
+      sum[i][r] = Accumulate ? batch::load_aligned(c[i] + r * lanes) : batch(T(0));
   for (index_t k = 0, at = 0; k < depth; ++k, at += row_step, b += b_stride) {
     batch right[Registers];
 #pragma GCC unroll 4
@@ -33,7 +33,7 @@ inline void multiply_tile(T const* const (&row)[Rows], index_t row_step, T const
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
-    for (int r = 0; r < Registers; ++r) sum[i][r].store_aligned(c + i * c_stride + r * lanes);
+    for (int r = 0; r < Registers; ++r) sum[i][r].store_aligned(c[i] + r * lanes);
 }
 
 }  // namespace detail
@@ -50,18 +50,21 @@ struct scalar_rows {
 ///
 ///   c[row][lane] (+)= sum_k a(row, k) * b[k][lane],   row < rows, k < depth, lane < Registers * lanes
 ///
-/// `a` is broadcast from where it lies; `b` and `c` are aligned, with strides of whole registers. Where
-/// `rows` is no multiple of tile_shape::rows, `c` must have room up to the next one, and what stands there
-/// afterwards means nothing.
+/// `a` is broadcast from where it lies; `b` and `c` are aligned, with strides of whole registers.
 template <int Registers, bool Accumulate, class Arch, class T>
 void multiply(index_t rows, index_t depth, scalar_rows<T> a, T const* b, index_t b_stride, T* c,
               index_t c_stride) {
   constexpr int step = tile_shape<T, Arch>::template rows<Registers>;
   for (index_t first = 0; first < rows; first += step) {
+    // A last tile of fewer rows computes its last row several times, alike each time.
     T const* row[step];
-    for (int i = 0; i < step; ++i) row[i] = a.data + std::min(first + i, rows - 1) * a.row_stride;
-    detail::multiply_tile<step, Registers, Accumulate, T, Arch>(row, a.depth_stride, b, b_stride, depth,
-                                                                c + first * c_stride, c_stride);
+    T* sum[step];
+    for (int i = 0; i < step; ++i) {
+      index_t const r = std::min(first + i, rows - 1);
+      row[i] = a.data + r * a.row_stride;
+      sum[i] = c + r * c_stride;
+    }
+    detail::multiply_tile<step, Registers, Accumulate, T, Arch>(row, a.depth_stride, b, b_stride, depth, sum);
   }
 }
 

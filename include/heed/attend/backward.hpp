@@ -1,0 +1,417 @@
+#pragma once
+
+#include <heed/attend/gradient.hpp>
+#include <heed/attend/tile.hpp>
+
+#include <numeric>
+
+/// Engine 1, backward: one sweep over the tiles of scores, five products a tile.
+///
+/// The weights are made again from the scores and the saved lse. A piece of work is a chunk of keys of one
+/// group of heads: it owns the gradients of its keys and values outright, and leaves its share of the query
+/// gradient in a buffer of its own; the shares are added in the order of the chunks. Chunks are cut by the
+/// shape of the call, so the sums are the same whoever computes them. Query rows go by in blocks, so that the
+/// buffers do not grow with the sequence.
+namespace heed::attend {
+
+/// How a backward call is cut up; a function of its shape alone.
+template <class T, class Arch>
+struct backward_plan {
+  using shape = simd::tile_shape<T, Arch>;
+  static constexpr index_t panels_per_block = std::max<index_t>(1, 512 / shape::max_lanes);
+  static constexpr index_t rows_per_block = panels_per_block * shape::max_lanes;
+
+  problem<T> const& p;
+  index_t groups;           // of heads that share keys or values, for each sequence
+  index_t heads_per_group;
+  index_t chunks;           // of keys, the most a sequence has
+  index_t groups_per_wave;  // sequence and group pairs whose pieces run at once
+
+  explicit backward_plan(problem<T> const& problem_)
+      : p(problem_),
+        groups(std::max<index_t>(std::gcd(p.key_heads, p.value_heads), 1)),
+        heads_per_group(p.heads / groups),
+        chunks(0) {
+    for (index_t g = 0; g < p.sequence.count; ++g) chunks = std::max(chunks, chunks_of(p.sequence.at(g, 0).keys));
+    groups_per_wave =
+        std::clamp<index_t>(64 / std::max<index_t>(chunks, 1), 1, std::max<index_t>(p.sequence.count * groups, 1));
+  }
+
+  /// Enough chunks for many threads where heads are few, and never more than 64 of them.
+  index_t keys_per_chunk(index_t keys) const {
+    index_t const wanted = std::clamp<index_t>(keys * groups / 16, 128, 1024);
+    return simd::round_up(std::max(wanted, (keys + 63) / 64), keys_per_tile);
+  }
+  index_t chunks_of(index_t keys) const {
+    index_t const size = keys_per_chunk(keys);
+    return (keys + size - 1) / size;
+  }
+  index_t query_share() const { return panels_per_block * shape::max_lanes * p.dim; }
+};
+
+/// Scratch memory of a backward worker: a block of query rows in both orientations, and a tile.
+template <class T, class Arch>
+struct backward_scratch {
+  using shape = simd::tile_shape<T, Arch>;
+  static constexpr index_t lanes = shape::lanes;
+
+  struct panel_memory {
+    panel queries;
+    interval_set keys;
+    T* query;            // [dim][lane], scaled, in units of scores
+    T* dout;             // [value_dim][lane]
+    T* query_rows;       // [lane][padded dim], scaled
+    T* dout_rows;        // [lane][padded value_dim]
+    T* positions;        // [lane]
+    T* lse;              // [lane], in units of scores
+    T* delta;            // [lane]
+    bool finite;         // the rows hold neither NaN nor infinity
+  };
+
+  backward_scratch(arena& memory, problem<T> const& p, index_t panels, index_t readers)
+      : padded_dim(simd::round_up(p.dim, lanes)), padded_value_dim(simd::round_up(p.value_dim, lanes)) {
+    constexpr index_t width = shape::max_lanes;
+    panel_ = memory.take<panel_memory>(panels);
+    for (index_t i = 0; i < panels; ++i) {
+      panel_memory const parts{.queries = {},
+                               .keys = {},
+                               .query = memory.take<T>(p.dim * width),
+                               .dout = memory.take<T>(p.value_dim * width),
+                               .query_rows = memory.take<T>(width * padded_dim),
+                               .dout_rows = memory.take<T>(width * padded_value_dim),
+                               .positions = memory.take<T>(width),
+                               .lse = memory.take<T>(width),
+                               .delta = memory.take<T>(width),
+                               .finite = true};
+      if (!memory.measuring()) new (panel_ + i) panel_memory(parts);
+    }
+    key = memory.take<T>(keys_per_tile * p.dim);
+    value = memory.take<T>(keys_per_tile * p.value_dim);
+    weights = memory.take<T>(keys_per_tile * width);
+    dscores = memory.take<T>(keys_per_tile * width);
+    staged = memory.take<T>(readers * staged_stride);
+    dkey = memory.take<T>(keys_per_tile * padded_dim);
+    dvalue = memory.take<T>(keys_per_tile * padded_value_dim);
+    rows = memory.take<T>(width * std::max(p.dim, p.value_dim));
+  }
+
+  panel_memory& operator[](index_t i) const { return panel_[i]; }
+
+  static constexpr index_t staged_stride = keys_per_tile * shape::max_lanes;
+  index_t padded_dim;
+  index_t padded_value_dim;
+  T* key;
+  T* value;
+  T* weights;
+  T* dscores;
+  T* staged;
+  T* dkey;
+  T* dvalue;
+  T* rows;
+
+ private:
+  panel_memory* panel_;
+};
+
+/// One worker's view of a piece: a chunk of keys against a block of query rows of one head.
+template <class T, class Arch, class Bound>
+class backward_worker {
+ public:
+  using batch = xsimd::batch<T, Arch>;
+  using shape = simd::tile_shape<T, Arch>;
+  using memory = backward_scratch<T, Arch>;
+  using panel_memory = typename memory::panel_memory;
+  static constexpr index_t lanes = shape::lanes;
+
+  backward_worker(problem<T> const& p, saved_result<T> const& saved, place const& where, Bound const& bound,
+                  memory& scratch)
+      : p_(p), saved_(saved), where_(where), bound_(bound), scratch_(scratch) {}
+
+  /// Panels [panels.first, panels.last) against the keys of a chunk. Adds to the rows of dkey and dvalue that
+  /// belong to the chunk; `share` receives the chunk's part of d loss / d (scaled query): [panel][dim][lane].
+  void run(interval panels, interval chunk, T* share, accumulator<T> const& dkey, accumulator<T> const& dvalue) {
+    std::fill_n(share, panels.size() * shape::max_lanes * p_.dim, T(0));
+    interval_set keys;
+    for (index_t i = 0; i < panels.size(); ++i) {
+      panel_memory& at = scratch_[i];
+      at.queries = panelling<T, Arch>::at(where_, p_.position, panels.first + i);
+      at.keys = pattern_keys(bound_.pattern, at.queries.positions, where_.keys);
+      keys = keys | at.keys;
+    }
+    if (keys.hull_within(chunk).empty()) return;
+    for (index_t i = 0; i < panels.size(); ++i) load(scratch_[i]);
+    for (index_t first = chunk.first; first < chunk.last; first += keys_per_tile) {
+      interval const tile{first, std::min(first + keys_per_tile, chunk.last)};
+      if (!keys.hull_within(tile).empty()) visit(tile, panels.size(), share, dkey, dvalue);
+    }
+  }
+
+ private:
+  void load(panel_memory& at) {
+    index_t const width = at.queries.registers * lanes, count = at.queries.count();
+    interval const rows = at.queries.rows;
+    constexpr T unit = static_cast<T>(decltype(Bound::normaliser)::score_unit);
+    T* const scale = scratch_.weights;
+    T* const unit_scale = scale + shape::max_lanes;
+    for (index_t lane = 0; lane < width; ++lane) {
+      index_t const row = std::min(rows.first + lane, rows.last - 1);
+      at.positions[lane] = static_cast<T>(p_.position(where_, row));
+      scale[lane] = p_.score_scale(where_, row);
+      unit_scale[lane] = scale[lane] * score_tile<1, Arch, T, Bound>::query_unit;
+    }
+    load_columns<Arch>(p_.query, where_, rows, unit_scale, at.query, width, scratch_.rows);
+    load_columns<Arch>(saved_.dout, where_, rows, static_cast<T const*>(nullptr), at.dout, width, scratch_.rows);
+    load_rows(p_.query, rows, scale, at.query_rows, scratch_.padded_dim);
+    load_rows(saved_.dout, rows, nullptr, at.dout_rows, scratch_.padded_value_dim);
+    row_block<T> const out =
+        saved_.out.rows(where_.batch, where_.head, where_.first_row + rows.first, count, scratch_.rows);
+    for (index_t lane = 0; lane < width; ++lane) {
+      if (lane >= count) {
+        at.lse[lane] = std::numeric_limits<T>::infinity();
+        at.delta[lane] = T(0);
+        continue;
+      }
+      index_t const row = where_.first_row + rows.first + lane;
+      T delta = T(0);
+      for (index_t d = 0; d < p_.value_dim; ++d)
+        delta += at.dout_rows[lane * scratch_.padded_value_dim + d] * out.data[lane * out.stride + d];
+      if (saved_.dlse.data() != nullptr) delta -= saved_.dlse(where_.batch, where_.head, row);
+      at.delta[lane] = delta;
+      at.lse[lane] = saved_.lse(where_.batch, where_.head, row) * unit;
+    }
+    at.finite = all_finite<Arch>(row_block<T>{at.query_rows, scratch_.padded_dim}, count, p_.dim) &&
+                all_finite<Arch>(row_block<T>{at.dout_rows, scratch_.padded_value_dim}, count, p_.value_dim);
+  }
+
+  void load_rows(source<T> const& from, interval rows, T const* scale, T* to, index_t stride) {
+    from.copy(where_.batch, where_.head, where_.first_row + rows.first, rows.size(), to, stride);
+    for (index_t r = 0; r < rows.size(); ++r) {
+      if (scale != nullptr)
+        for (index_t d = 0; d < from.dim(); ++d) to[r * stride + d] *= scale[r];
+      std::fill(to + r * stride + from.dim(), to + (r + 1) * stride, T(0));
+    }
+  }
+
+  void visit(interval tile, index_t panels, T* share, accumulator<T> const& dkey, accumulator<T> const& dvalue) {
+    index_t const key_head = p_.key_head(where_.head), value_head = p_.value_head(where_.head);
+    index_t const first_key = where_.first_key + tile.first;
+    row_block<T> const key = p_.key.rows(where_.batch, key_head, first_key, tile.size(), scratch_.key, true);
+    row_block<T> const value = p_.value.rows(where_.batch, value_head, first_key, tile.size(), scratch_.value, true);
+    int key_finite = -1;
+    std::fill_n(scratch_.dkey, tile.size() * scratch_.padded_dim, T(0));
+    std::fill_n(scratch_.dvalue, tile.size() * scratch_.padded_value_dim, T(0));
+    for (index_t i = 0; i < panels; ++i) {
+      panel_memory& at = scratch_[i];
+      interval const part = at.keys.hull_within(tile);
+      if (part.empty()) continue;
+      coverage const cover = pattern_cover(bound_.pattern, at.queries.positions, part);
+      if (cover == coverage::none) continue;
+      bool const hidden = hides(bound_, cover == coverage::some);
+      if (hidden && key_finite < 0) key_finite = all_finite<Arch>(key, tile.size(), p_.dim) ? 1 : 0;
+      index_t const skipped = part.first - tile.first;
+      with_registers(at.queries.registers, [&](auto registers) {
+        absorb<registers>(at, part, cover == coverage::some, !hidden || key_finite == 1, !hidden || at.finite,
+                          {key.data + skipped * key.stride, key.stride},
+                          {value.data + skipped * value.stride, value.stride},
+                          share + i * shape::max_lanes * p_.dim, scratch_.dkey + skipped * scratch_.padded_dim,
+                          scratch_.dvalue + skipped * scratch_.padded_value_dim);
+      });
+    }
+    dkey.add(where_.batch, key_head, first_key, tile.size(), scratch_.dkey, scratch_.padded_dim);
+    dvalue.add(where_.batch, value_head, first_key, tile.size(), scratch_.dvalue, scratch_.padded_value_dim);
+  }
+
+  template <int Registers>
+  void absorb(panel_memory& at, interval keys, bool partial, bool key_finite, bool rows_finite, row_block<T> key,
+              row_block<T> value, T* share, T* dkey, T* dvalue) {
+    constexpr index_t width = lanes * Registers;
+    index_t const count = keys.size();
+    T* const weights = scratch_.weights;
+    T* const dscores = scratch_.dscores;
+    score_tile<Registers, Arch, T, Bound> const tile{
+        bound_, at.queries, at.positions, keys, partial, weights, scratch_.staged, memory::staged_stride};
+    simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query, width, weights, width);
+    simd::multiply<Registers, false, Arch>(count, p_.value_dim, {value.data, value.stride, 1}, at.dout, width, dscores,
+                                           width);
+    tile.stage();
+    if (hides(bound_, partial))
+      differentiate<Registers, true>(at, tile, count);
+    else
+      differentiate<Registers, false>(at, tile, count);
+
+    if (key_finite)
+      simd::multiply<Registers, true, Arch>(p_.dim, count, {key.data, 1, key.stride}, dscores, width, share, width);
+    else
+      multiply_visible<Registers, Arch>(p_.dim, count, key, dscores, weights, share, width);
+    add_rows(count, at.queries.count(), dscores, weights, width, rows_finite, at.query_rows, scratch_.padded_dim, dkey);
+    if constexpr (std::tuple_size_v<decltype(Bound::factors)> > 0) apply_factors<Registers>(tile, count);
+    add_rows(count, at.queries.count(), weights, weights, width, rows_finite, at.dout_rows, scratch_.padded_value_dim,
+             dvalue);
+  }
+
+  /// From raw scores and d loss / d weight: weights, -0 where a pair is hidden, and d loss / d raw score.
+  template <int Registers, bool Hidden>
+  void differentiate(panel_memory const& at, score_tile<Registers, Arch, T, Bound> const& tile, index_t count) {
+    constexpr index_t width = lanes * Registers;
+    constexpr bool factored = std::tuple_size_v<decltype(Bound::factors)> > 0;
+    batch lse[Registers], delta[Registers];
+#pragma GCC unroll 4
+    for (int r = 0; r < Registers; ++r) {
+      lse[r] = batch::load_aligned(at.lse + r * lanes);
+      delta[r] = batch::load_aligned(at.delta + r * lanes);
+    }
+    for (index_t k = 0; k < count; ++k) {
+      batch score[Registers], slope[Registers];
+      [[maybe_unused]] batch factor[Registers];
+      tile.template finish<true>(k, score, &slope);
+      if constexpr (factored) tile.factors(k, factor);
+#pragma GCC unroll 4
+      for (int r = 0; r < Registers; ++r) {
+        T* const weight_place = scratch_.weights + k * width + r * lanes;
+        T* const dscore_place = scratch_.dscores + k * width + r * lanes;
+        batch dweight = batch::load_aligned(dscore_place);
+        if constexpr (factored) dweight *= factor[r];
+        batch weight = bound_.normaliser.weight(score[r], lse[r]);
+        batch dscore = bound_.normaliser.score_gradient(score[r], weight, dweight, delta[r]);
+        if constexpr (tile.modifiers > 0) dscore *= slope[r];
+        if constexpr (Hidden) {
+          auto const is_hidden = score[r] == batch(-std::numeric_limits<T>::infinity());
+          weight = xsimd::select(is_hidden, batch(T(-0.0)), weight);
+          dscore = xsimd::select(is_hidden, batch(T(0)), dscore);
+        }
+        weight.store_aligned(weight_place);
+        dscore.store_aligned(dscore_place);
+      }
+    }
+  }
+
+  template <int Registers>
+  void apply_factors(score_tile<Registers, Arch, T, Bound> const& tile, index_t count) {
+    for (index_t k = 0; k < count; ++k) {
+      batch factor[Registers];
+      tile.factors(k, factor);
+      for (int r = 0; r < Registers; ++r) {
+        T* const place = scratch_.weights + k * lanes * Registers + r * lanes;
+        (batch::load_aligned(place) * factor[r]).store_aligned(place);
+      }
+    }
+  }
+
+  /// to[key][column] += sum_lane numbers[key][lane] * rows[lane][column].
+  void add_rows(index_t keys, index_t count, T const* numbers, T const* marks, index_t width, bool finite,
+                T const* rows, index_t columns, T* to) {
+    if (!finite) return add_visible_rows(keys, count, numbers, marks, width, rows, columns, to);
+    index_t const registers = columns / lanes, parts = (registers + 2) / 3;
+    for (index_t part = 0; part < parts; ++part) {
+      index_t const first = registers * part / parts, last = registers * (part + 1) / parts;
+      with_registers(static_cast<int>(last - first), [&](auto size) {
+        simd::multiply<size, true, Arch>(keys, count, {numbers, width, 1}, rows + first * lanes, columns,
+                                         to + first * lanes, columns);
+      });
+    }
+  }
+
+  void add_visible_rows(index_t keys, index_t count, T const* numbers, T const* marks, index_t width, T const* rows,
+                        index_t columns, T* to) {
+    for (index_t k = 0; k < keys; ++k)
+      for (index_t lane = 0; lane < count; ++lane)
+        if (!(marks[k * width + lane] == T(0) && std::signbit(marks[k * width + lane])))
+          for (index_t c = 0; c < columns; ++c) to[k * columns + c] += numbers[k * width + lane] * rows[lane * columns + c];
+  }
+
+  problem<T> const& p_;
+  saved_result<T> const& saved_;
+  place const& where_;
+  Bound const& bound_;
+  memory& scratch_;
+};
+
+/// The gradients of forward(); see softmax.hpp.
+template <class Arch = xsimd::default_arch, element Q, element K, element V, element O, class L, element DO, element DQ,
+          element DK, element DV, class... I>
+void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value, tensor_view<O, 4> out,
+              tensor_view<L, 3> lse, tensor_view<DO, 4> dout, tensor_view<DQ, 4> dquery, tensor_view<DK, 4> dkey,
+              tensor_view<DV, 4> dvalue, I const&... ingredients) {
+  using T = compute_type<Q, K, V, O>;
+  static_assert(std::is_same_v<std::remove_const_t<L>, T>,
+                "heed: lse is in the type of the computation: float, or double where an operand is double");
+  problem<T> const p = make_problem<T>(query, key, value, ingredients...);
+  saved_result<T> const saved = make_saved_result<T>(p, query, value, out, lse, dout, ingredients...);
+  check_gradients(query, key, value, dquery, dkey, dvalue);
+
+  auto const whole = make_sentence(ingredients...);
+  auto const run_on = one_of<detail::is_executor>(serial{}, ingredients...);
+  using bound = decltype(whole.at(place{}));
+  using plan_type = backward_plan<T, Arch>;
+  plan_type const plan(p);
+  auto const row_gradients = make_row_gradients<T>(ingredients...);
+
+  index_t const concurrency = static_cast<index_t>(run_on.concurrency());
+  constexpr index_t readers = readers_of<bound>;
+  arena measure;
+  backward_scratch<T, Arch>(measure, p, plan_type::panels_per_block, readers);
+  index_t const worker_bytes = static_cast<index_t>(measure.used());
+  index_t const pairs = p.sequence.count * plan.groups;
+  index_t const pieces_per_wave = plan.groups_per_wave * plan.chunks;
+
+  auto const lay_out = [&](arena& memory) {
+    return std::tuple(memory.take<T>(pieces_per_wave * plan.query_share()),
+                      memory.take<double>(plan.groups_per_wave * plan_type::panels_per_block),
+                      accumulator<T>(dquery, memory), accumulator<T>(dkey, memory), accumulator<T>(dvalue, memory),
+                      memory.take<std::byte>(worker_bytes * concurrency));
+  };
+  arena total;
+  lay_out(total);
+  arena memory(scratch_of(ingredients...).reserve(total.used()));
+  auto const [shares, scale_sums, to_query, to_key, to_value, workers] = lay_out(memory);
+  to_query.clear();
+  to_key.clear();
+  to_value.clear();
+
+  double dscale = 0;
+  index_t const blocks = (p.sequence.max_rows() + plan_type::rows_per_block - 1) / plan_type::rows_per_block;
+  for (index_t member = 0; member < plan.heads_per_group; ++member)
+    for (index_t block = 0; block < blocks; ++block)
+      for (index_t first_pair = 0; first_pair < pairs; first_pair += plan.groups_per_wave) {
+        index_t const wave = std::min(plan.groups_per_wave, pairs - first_pair);
+        auto const place_of = [&](index_t pair) {
+          return p.sequence.at(pair / plan.groups, pair % plan.groups * plan.heads_per_group + member);
+        };
+        auto const panels_of = [&](place const& where) {
+          return intersect({block * plan_type::panels_per_block, (block + 1) * plan_type::panels_per_block},
+                           {0, panelling<T, Arch>::count(where.rows)});
+        };
+        parallel_for(run_on, wave * plan.chunks, [&](index_t piece, index_t worker) {
+          place const where = place_of(first_pair + piece / plan.chunks);
+          interval const panels = panels_of(where);
+          index_t const size = plan.keys_per_chunk(where.keys), chunk = piece % plan.chunks;
+          interval const keys = intersect({chunk * size, (chunk + 1) * size}, {0, where.keys});
+          if (panels.empty() || keys.empty()) return;
+          arena own(workers + worker * worker_bytes);
+          backward_scratch<T, Arch> scratch(own, p, plan_type::panels_per_block, readers);
+          bound const here = whole.at(where);
+          backward_worker<T, Arch, bound>(p, saved, where, here, scratch)
+              .run(panels, keys, shares + piece * plan.query_share(), to_key, to_value);
+        });
+        parallel_for(run_on, wave * plan_type::panels_per_block, [&](index_t piece, index_t worker) {
+          place const where = place_of(first_pair + piece / plan_type::panels_per_block);
+          interval const panels = panels_of(where);
+          index_t const number = piece % plan_type::panels_per_block;
+          scale_sums[piece] = 0;
+          if (number >= panels.size()) return;
+          panel const queries = panelling<T, Arch>::at(where, p.position, panels.first + number);
+          T const* const first_share = shares + piece / plan_type::panels_per_block * plan.chunks * plan.query_share() +
+                                       number * plan_type::shape::max_lanes * p.dim;
+          scale_sums[piece] = add_shares<T, Arch>(p, where, queries, first_share, plan.query_share(),
+                                                  plan.chunks_of(where.keys), to_query, row_gradients,
+                                                  reinterpret_cast<T*>(workers + worker * worker_bytes));
+        });
+        for (index_t piece = 0; piece < wave * plan_type::panels_per_block; ++piece) dscale += scale_sums[piece];
+      }
+  to_query.finish(dquery);
+  to_key.finish(dkey);
+  to_value.finish(dvalue);
+  if (row_gradients.scale != nullptr) *row_gradients.scale = dscale;
+}
+
+}  // namespace heed::attend
