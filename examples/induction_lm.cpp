@@ -1,0 +1,619 @@
+// A language model made of nothing but attention. Nothing is trained.
+//
+// To guess the next character of a text, look for the places where the text read like this before, and see
+// which characters followed there. That is one head of softmax attention (an "induction head"):
+//
+//   query i   what the text looks like at character i: a sum of random vectors, one for its last character,
+//             one for its last two, and so on up to its last eight
+//   key j     the same for an earlier character j. The more of their pasts agree, the higher the score.
+//   value j   the character that followed, j + 1, as a row with a single 1: so what comes out of attention
+//             is a probability for every character.
+//
+// The program reads a text this way once for every mechanism in the table `mechanisms` below, and then goes
+// on writing by itself, one query at a time against a cache of keys and values.
+
+#include <heed/heed.hpp>
+#include <heed/parallel/eigen_pool.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <iterator>
+#include <random>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include <unistd.h>
+
+#ifndef HEED_SOURCE_DIR
+#define HEED_SOURCE_DIR "."
+#endif
+
+namespace {
+
+using heed::index_t;
+using heed::tensor_view;
+using std::size_t;
+
+using bytes = std::string_view;
+using pool = Eigen::ThreadPool;
+
+// --- How a place in a text is described -----------------------------------------------------------------
+
+constexpr index_t head_dim = 64;
+
+/// The last `length` characters have a random vector of this amplitude. A score grows by the square of it,
+/// and whoever agrees in a longer context agrees in all the shorter ones too.
+struct context {
+  size_t length;
+  float amplitude;
+};
+constexpr context contexts[] = {{1, 5}, {2, 3}, {3, 3}, {4, 2}, {6, 2}, {8, 2}};
+
+/// The score of two places that agree in all contexts. Others score by what they share, give or take the
+/// noise of 64 dimensions.
+constexpr double sharpness = 18;
+
+constexpr std::uint64_t scramble(std::uint64_t x) {
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+/// Writes the unit vector that describes the end of `past`. Every head draws its own random vectors.
+void embed(bytes past, index_t head, std::span<float, head_dim> vector) {
+  std::ranges::fill(vector, 0.f);
+  std::uint64_t hash = scramble(static_cast<std::uint64_t>(head));
+  size_t length = 0;
+  for (auto [full_length, amplitude] : contexts) {
+    if (full_length > past.size()) break;
+    while (length < full_length)
+      hash = scramble(hash ^ static_cast<unsigned char>(past[past.size() - ++length]));
+    std::uint64_t const signs = scramble(~hash);
+    for (size_t d = 0; d < vector.size(); ++d)
+      vector[d] += (signs >> d & 1) != 0 ? amplitude : -amplitude;
+  }
+  float square = 0;
+  for (float x : vector) square += x * x;
+  if (square == 0) return;
+  for (float& x : vector) x /= std::sqrt(square);
+}
+
+// --- What attention reads -------------------------------------------------------------------------------
+
+/// The characters of a text, numbered from 0.
+class alphabet {
+ public:
+  explicit alphabet(bytes text) {
+    std::array<bool, 256> seen{};
+    for (char c : text) seen[static_cast<unsigned char>(c)] = true;
+    for (size_t byte = 0; byte < seen.size(); ++byte)
+      if (seen[byte]) {
+        number_[byte] = static_cast<index_t>(characters_.size());
+        characters_ += static_cast<char>(byte);
+      }
+  }
+
+  index_t size() const { return static_cast<index_t>(characters_.size()); }
+  index_t number(char c) const { return number_[static_cast<unsigned char>(c)]; }
+  char character(size_t number) const { return characters_[number]; }
+
+ private:
+  std::array<index_t, 256> number_{};
+  std::string characters_;
+};
+
+/// A text as queries, keys and values. There is a key for every character but the last: its value is the
+/// character after it.
+template <class Element>
+struct memory {
+  index_t length, heads, symbols;
+  std::vector<float> queries;
+  std::vector<Element> keys, values;
+
+  memory(bytes text, alphabet const& letters, index_t head_count)
+      : length(static_cast<index_t>(text.size())),
+        heads(head_count),
+        symbols(letters.size()),
+        queries(static_cast<size_t>(length * heads * head_dim)),
+        values(static_cast<size_t>((length - 1) * symbols)) {
+    for (index_t i = 0; i < length; ++i)
+      for (index_t head = 0; head < heads; ++head)
+        embed(text.substr(0, static_cast<size_t>(i) + 1), head,
+              std::span<float, head_dim>(&query_view()(0, i, head, 0), head_dim));
+    keys.reserve(queries.size());
+    for (float x : queries) keys.push_back(static_cast<Element>(x));
+    for (index_t j = 0; j + 1 < length; ++j)
+      values[static_cast<size_t>(j * symbols + letters.number(text[static_cast<size_t>(j) + 1]))] =
+          Element(1);
+  }
+
+  tensor_view<float, 4> query_view() { return heed::bnhd(queries.data(), 1, length, heads, head_dim); }
+  tensor_view<Element, 4> key_view() { return heed::bnhd(keys.data(), 1, length, heads, head_dim); }
+  tensor_view<Element, 4> value_view() { return heed::bnhd(values.data(), 1, length - 1, 1, symbols); }
+
+  /// What queries [first, first + count) find: one row of next characters for each query and head.
+  ///
+  /// At character i nothing after i is known, so that the last key is i - 1, whose value is character i.
+  /// Hence one key fewer than queries; and as the last query stands at the last key, heed::causal is right.
+  template <class... Ingredients>
+  void look(index_t first, index_t count, std::vector<float>& found, Ingredients const&... ingredients) {
+    found.resize(static_cast<size_t>(count * heads * symbols));
+    index_t const known = first + count - 1;
+    heed::attention(query_view().slice(1, first, count), key_view().slice(1, 0, known),
+                    value_view().slice(1, 0, known),
+                    heed::bnhd(found.data(), 1, count, heads, symbols), heed::scale{sharpness},
+                    ingredients...);
+  }
+};
+
+// --- From what was found to a probability ---------------------------------------------------------------
+
+/// How often each byte occurred so far, with half an occurrence for free.
+class frequencies {
+ public:
+  void add(char c) {
+    ++count_[static_cast<unsigned char>(c)];
+    ++total_;
+  }
+  double operator()(char c) const {
+    return (count_[static_cast<unsigned char>(c)] + 0.5) / (total_ + 0.5 * 256);
+  }
+
+ private:
+  std::array<double, 256> count_{};
+  double total_ = 0;
+};
+
+/// This much of the prediction, and whatever attention leaves over (where it met no key, or gave part of
+/// its weight to a sink), goes by plain frequencies: so no character is impossible and all sum to 1.
+constexpr double share_of_frequencies = 0.03;
+
+/// The predicted probability of a character. `found`: a row for each head; the heads vote equally.
+double probability(std::span<float const> found, alphabet const& letters, frequencies const& frequency,
+                   char c) {
+  auto const symbols = static_cast<size_t>(letters.size());
+  auto const heads = static_cast<double>(found.size() / symbols);
+  double votes = 0, all_votes = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    all_votes += static_cast<double>(found[i]);
+    if (i % symbols == static_cast<size_t>(letters.number(c))) votes += static_cast<double>(found[i]);
+  }
+  double const trust = (1 - share_of_frequencies) / heads;
+  return trust * votes + (1 - trust * all_votes) * frequency(c);
+}
+
+// --- Reading a text with one mechanism ------------------------------------------------------------------
+
+/// A bar on stderr for runs that take a while, where someone watches.
+class progress_bar {
+ public:
+  explicit progress_bar(std::string name) : name_(std::move(name)) {}
+  progress_bar(progress_bar const&) = delete;
+  progress_bar& operator=(progress_bar const&) = delete;
+  ~progress_bar() {
+    if (shown_) std::fprintf(stderr, "\r\033[K");
+  }
+
+  void show(double share) {
+    if (!watched_ || seconds_since(start_) < 0.5) return;
+    constexpr int width = 40;
+    std::string bar(static_cast<size_t>(share * width), '#');
+    bar.resize(width, '.');
+    std::fprintf(stderr, "\r%-32s [%s] %3.0f%%", name_.c_str(), bar.c_str(), 100 * share);
+    shown_ = true;
+  }
+
+  using clock = std::chrono::steady_clock;
+  static double seconds_since(clock::time_point start) {
+    return std::chrono::duration<double>(clock::now() - start).count();
+  }
+
+ private:
+  std::string name_;
+  clock::time_point start_ = clock::now();
+  bool watched_ = isatty(STDERR_FILENO) != 0;
+  bool shown_ = false;
+};
+
+struct reading {
+  double bits_per_character;
+  double seconds;
+  double characters;
+  double pairs;
+  double operations;
+  double share_visited;
+  bool is_causal;
+};
+
+/// The number of keys that the query at character i meets. See heed/pattern/pattern.hpp.
+template <class Pattern>
+double keys_met(Pattern const& pattern, index_t i) {
+  index_t const position = i - 1, known = i;
+  heed::interval const row{position, position + 1};
+  index_t met = 0;
+  for (heed::interval keys : heed::pattern_keys(pattern, row, known)) {
+    if (heed::pattern_cover(pattern, row, keys) == heed::coverage::all)
+      met += keys.size();
+    else
+      for (index_t key = keys.first; key < keys.last; ++key) met += pattern.keep(position, key) ? 1 : 0;
+  }
+  return static_cast<double>(met);
+}
+
+/// Whether predictions stay the same, to the bit, when everything after them is replaced.
+template <class Element, class... Ingredients>
+bool is_causal(bytes text, alphabet const& letters, index_t heads, Ingredients const&... ingredients) {
+  std::string passage(text.substr(0, 2048));
+  auto const half = static_cast<index_t>(passage.size() / 2);
+  std::vector<float> before, after;
+  memory<Element>(passage, letters, heads)
+      .look(0, static_cast<index_t>(passage.size()), before, ingredients...);
+  std::ranges::fill(passage.begin() + half, passage.end(), letters.character(0));
+  memory<Element>(passage, letters, heads)
+      .look(0, static_cast<index_t>(passage.size()), after, ingredients...);
+  return std::memcmp(before.data(), after.data(),
+                     static_cast<size_t>(half * heads * letters.size()) * sizeof(float)) == 0;
+}
+
+/// Predicts every character of the text from those before it, and counts from `warm_up` on.
+template <class Element, class Pattern, class... Ingredients>
+reading read(std::string const& name, bytes text, index_t warm_up, pool& threads, index_t heads,
+             Pattern const& pattern, Ingredients const&... ingredients) {
+  alphabet const letters(text);
+  reading result{};
+  result.is_causal =
+      is_causal<Element>(text, letters, heads, heed::on{threads}, pattern, ingredients...);
+
+  memory<Element> mind(text, letters, heads);
+  frequencies frequency;
+  for (char c : text.substr(0, static_cast<size_t>(warm_up) - 1)) frequency.add(c);
+
+  progress_bar progress(name);
+  std::vector<float> found;
+  double bits = 0, earlier_keys = 0;
+  index_t const chunk = 4096;
+  // Query i predicts character i + 1.
+  for (index_t first = warm_up - 1; first < mind.length - 1; first += chunk) {
+    index_t const count = std::min(chunk, mind.length - 1 - first);
+    auto const start = progress_bar::clock::now();
+    mind.look(first, count, found, heed::on{threads}, pattern, ingredients...);
+    result.seconds += progress_bar::seconds_since(start);
+
+    size_t const row = found.size() / static_cast<size_t>(count);
+    for (index_t i = first; i < first + count; ++i) {
+      auto const here = static_cast<size_t>(i);
+      frequency.add(text[here]);
+      bits -= std::log2(probability(
+          std::span(found).subspan(static_cast<size_t>(i - first) * row, row), letters, frequency,
+          text[here + 1]));
+      result.pairs += keys_met(pattern, i) * static_cast<double>(heads);
+      earlier_keys += static_cast<double>(i * heads);
+    }
+    auto const done = static_cast<double>(first + count), all = static_cast<double>(mind.length);
+    progress.show(done * done / (all * all));
+  }
+  result.characters = static_cast<double>(mind.length - warm_up);
+  result.bits_per_character = bits / result.characters;
+  result.operations = result.pairs * 2 * static_cast<double>(head_dim + letters.size());
+  result.share_visited = result.pairs / earlier_keys;
+  return result;
+}
+
+/// A row of the table: a name, and the ingredients of attention.
+struct mechanism {
+  std::string name;
+  std::function<reading(bytes text, index_t warm_up, pool& threads)> run;
+};
+
+template <class Element = float, index_t heads = 1, class Pattern, class... Ingredients>
+mechanism row(std::string name, Pattern pattern, Ingredients... ingredients) {
+  return {name, [=](bytes text, index_t warm_up, pool& threads) {
+            return read<Element>(name, text, warm_up, threads, heads, pattern, ingredients...);
+          }};
+}
+
+/// The most recent `count` keys, the query's own place included.
+heed::sliding_window last(index_t count) { return {.left = count - 1, .right = 0}; }
+
+constexpr float recency[] = {1.f / 6000};
+constexpr float doubt[] = {12};
+
+std::vector<mechanism> mechanisms() {
+  tensor_view<float const, 1> const slopes(recency, {1});
+  tensor_view<float const, 2> const sinks(doubt, {1, 1});
+  heed::causal const causal;
+  return {
+      row("the whole past", causal),
+      row("the last 256", last(256)),
+      row("the last 1024", last(1024)),
+      row("the last 4096", last(4096)),
+      row("first 1024 and last 1024", causal & (last(1024) | heed::first_keys{1024})),
+      row("alibi: the nearer the better", causal, heed::alibi{slopes}),
+      row("softcap: scores below 30", causal, heed::softcap{30}),
+      row("sink: free to stay undecided", causal, heed::softmax_with_sinks{sinks}),
+      row<Eigen::half>("keys and values in half", causal),
+      row<Eigen::bfloat16>("keys and values in bfloat16", causal),
+      row<float, 2>("two heads, voting", causal),
+  };
+}
+
+// --- Writing on -----------------------------------------------------------------------------------------
+
+/// Draws a character. A temperature below 1 favours the likely ones.
+char draw(std::span<float const> found, alphabet const& letters, frequencies const& frequency,
+          double temperature, std::mt19937_64& random) {
+  std::vector<double> weights;
+  for (index_t n = 0; n < letters.size(); ++n)
+    weights.push_back(
+        std::pow(probability(found, letters, frequency, letters.character(static_cast<size_t>(n))),
+                 1 / temperature));
+  return letters.character(std::discrete_distribution<size_t>(weights.begin(), weights.end())(random));
+}
+
+/// Prints `length` characters that could follow `text`, and returns how many were written per second.
+double write_on(std::string text, size_t length, double temperature, std::uint64_t seed, pool& threads) {
+  alphabet const letters(text);
+  index_t const symbols = letters.size();
+  memory<float> mind(text, letters, 1);
+  frequencies frequency;
+  for (char c : text) frequency.add(c);
+
+  auto const capacity = text.size() + length;
+  std::vector<float> keys(capacity * static_cast<size_t>(head_dim));
+  std::vector<float> values(capacity * static_cast<size_t>(symbols));
+  heed::kv_cache cache(
+      heed::bnhd(keys.data(), 1, static_cast<index_t>(capacity), 1, head_dim),
+      heed::bnhd(values.data(), 1, static_cast<index_t>(capacity), 1, symbols));
+  cache.append(mind.key_view().slice(1, 0, mind.length - 1), mind.value_view());
+
+  std::array<float, head_dim> here;
+  auto const here_view = heed::bnhd(here.data(), 1, 1, 1, head_dim);
+  std::vector<float> found(static_cast<size_t>(symbols)), chosen(found.size());
+  std::mt19937_64 random(seed);
+
+  auto const start = progress_bar::clock::now();
+  for (size_t written = 0; written < length; ++written) {
+    embed(text, 0, here);
+    heed::attention(here_view, cache, heed::bnhd(found.data(), 1, 1, 1, symbols),
+                    heed::scale{sharpness}, heed::causal{}, heed::on{threads});
+    char const next = draw(found, letters, frequency, temperature, random);
+    std::putchar(next);
+    std::fflush(stdout);
+
+    // The query of this place is a key from now on, and its value is what was chosen.
+    std::ranges::fill(chosen, 0.f);
+    chosen[static_cast<size_t>(letters.number(next))] = 1;
+    cache.append(here_view, heed::bnhd(chosen.data(), 1, 1, 1, symbols));
+    frequency.add(next);
+    text += next;
+  }
+  return static_cast<double>(length) / progress_bar::seconds_since(start);
+}
+
+// --- What to compare with -------------------------------------------------------------------------------
+
+/// Bits per character of a code that knows only how frequent each character is.
+double order_0_entropy(bytes text) {
+  std::array<double, 256> count{};
+  for (char c : text) ++count[static_cast<unsigned char>(c)];
+  double bits = 0;
+  for (double n : count)
+    if (n > 0) bits -= n * std::log2(n / static_cast<double>(text.size()));
+  return bits / static_cast<double>(text.size());
+}
+
+/// The bits that `gzip -9` needs, or 0 if it cannot be run.
+double gzip_bits(bytes text) {
+  std::FILE* const file = std::tmpfile();
+  if (file == nullptr) return 0;
+  std::fwrite(text.data(), 1, text.size(), file);
+  std::rewind(file);
+  std::string const command =
+      "gzip -9 -c </dev/fd/" + std::to_string(fileno(file)) + " 2>/dev/null | wc -c 2>/dev/null";
+  long size = 0;
+  if (std::FILE* const pipe = popen(command.c_str(), "r")) {
+    if (std::fscanf(pipe, "%ld", &size) != 1) size = 0;
+    pclose(pipe);
+  }
+  std::fclose(file);
+  return 8.0 * static_cast<double>(size);
+}
+
+// --- The program ----------------------------------------------------------------------------------------
+
+constexpr char const* usage = R"(A language model made of nothing but attention.
+
+  induction_lm [FILE] [options]
+
+Reads FILE ("-": standard input; default: heed's own headers), predicts every character from those
+before it with each of heed's mechanisms, and then writes on by itself.
+
+  --max N            read at most N characters (default 65536)
+  --threads N        worker threads (default: all of the machine's)
+  --prompt TEXT      what to continue, after the text (default "template <class ")
+  --length N         how many characters to write (default 600)
+  --temperature T    how daring: 0.1 repeats the likeliest, 1 draws as predicted (default 0.5)
+  --seed N           of the random draws (default 1)
+  --help             this
+)";
+
+struct options {
+  std::string file;
+  size_t max = 65536;
+  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  std::string prompt = "template <class ";
+  size_t length = 600;
+  double temperature = 0.5;
+  std::uint64_t seed = 1;
+  bool help = false;
+};
+
+/// Thrown for a command line that makes no sense.
+struct usage_error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+template <class Number>
+Number parse_number(std::string const& option, std::string const& text, double least, double most) {
+  char* end = nullptr;
+  double const number = std::strtod(text.c_str(), &end);
+  bool const whole = std::is_floating_point_v<Number> || number == std::floor(number);
+  // Written so that NaN fails too.
+  if (text.empty() || *end != '\0' || !(number >= least && number <= most) || !whole)
+    throw usage_error(option + " cannot be \"" + text + "\"");
+  return static_cast<Number>(number);
+}
+
+options parse(int argument_count, char** arguments) {
+  options given;
+  for (int i = 1; i < argument_count; ++i) {
+    std::string const argument = arguments[i];
+    auto value = [&]() -> std::string {
+      if (++i == argument_count) throw usage_error(argument + " needs a value");
+      return arguments[i];
+    };
+    if (argument == "--help" || argument == "-h")
+      given.help = true;
+    else if (argument == "--max")
+      given.max = parse_number<size_t>(argument, value(), 1, 1e9);
+    else if (argument == "--threads")
+      given.threads = parse_number<int>(argument, value(), 1, 4096);
+    else if (argument == "--prompt")
+      given.prompt = value();
+    else if (argument == "--length")
+      given.length = parse_number<size_t>(argument, value(), 0, 1e6);
+    else if (argument == "--temperature")
+      given.temperature = parse_number<double>(argument, value(), 0.01, 100);
+    else if (argument == "--seed")
+      given.seed = parse_number<std::uint64_t>(argument, value(), 0, 1e15);
+    else if (argument.size() > 1 && argument[0] == '-')
+      throw usage_error("there is no option " + argument);
+    else if (!given.file.empty())
+      throw usage_error("one file, please; got " + given.file + " and " + argument);
+    else
+      given.file = argument;
+  }
+  return given;
+}
+
+std::string read_stream(std::istream& stream) {
+  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+}
+
+std::string read_file(std::filesystem::path const& path) {
+  if (std::filesystem::is_directory(path)) throw std::runtime_error(path.string() + " is a folder; expected a file");
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) throw std::runtime_error("cannot open " + path.string() + ": " + std::strerror(errno));
+  return read_stream(stream);
+}
+
+/// heed's headers one after the other, in the order of their paths.
+std::string read_headers() {
+  namespace files = std::filesystem;
+  files::path const folder = files::path(HEED_SOURCE_DIR) / "include";
+  if (!files::is_directory(folder))
+    throw std::runtime_error("heed's headers are no longer in " + folder.string() +
+                             "; name a file to read instead");
+  std::vector<files::path> headers;
+  for (auto const& entry : files::recursive_directory_iterator(folder))
+    if (entry.path().extension() == ".hpp") headers.push_back(entry.path());
+  std::ranges::sort(headers);
+  std::string text;
+  for (auto const& header : headers) text += read_file(header);
+  return text;
+}
+
+std::string read_text(std::string const& file) {
+  if (file.empty()) return read_headers();
+  if (file == "-") return read_stream(std::cin);
+  return read_file(file);
+}
+
+int run(options const& given) {
+  constexpr size_t shortest = 64;
+  std::string text = read_text(given.file);
+  std::string const source = given.file.empty() ? "heed's headers" : given.file == "-" ? "standard input" : given.file;
+  if (text.empty()) throw std::runtime_error(source + " is empty: there is nothing to learn from");
+  if (text.size() < shortest || given.max < shortest)
+    throw std::runtime_error("the text is too short: " + std::to_string(std::min(text.size(), given.max)) +
+                             " characters; prediction needs at least " + std::to_string(shortest));
+
+  size_t const whole = text.size();
+  text.resize(std::min(whole, given.max));
+  auto const warm_up = static_cast<index_t>(std::min<size_t>(4096, text.size() / 4));
+  auto const counted = static_cast<double>(text.size()) - static_cast<double>(warm_up);
+  bytes const start = bytes(text).substr(0, static_cast<size_t>(warm_up));
+  pool threads(given.threads);
+
+  std::printf("%s: ", source.c_str());
+  if (text.size() < whole) std::printf("the first ");
+  std::printf("%zu characters, predicted after %td of warm-up, with %d thread%s\n\n", text.size(), warm_up,
+              given.threads, given.threads == 1 ? "" : "s");
+  char const* const line = "%-32s %9.3f";
+  std::printf("%-32s %9s %8s %9s %9s %8s %8s\n", "", "bits/char", "seconds", "chars/s", "Gpairs/s", "GFLOP/s",
+              "visited");
+  std::printf(line, "order-0 entropy", order_0_entropy(text));
+  std::printf("\n");
+  if (double const bits = gzip_bits(text); bits > 0) {
+    std::printf(line, "gzip -9", (bits - gzip_bits(start)) / counted);
+    std::printf("\n");
+  }
+
+  bool all_causal = true;
+  for (mechanism const& each : mechanisms()) {
+    std::fflush(stdout);
+    reading const result = each.run(text, warm_up, threads);
+    std::printf(line, each.name.c_str(), result.bits_per_character);
+    std::printf(" %8.2f %9.0f %9.2f %8.1f %7.1f%%\n", result.seconds,
+                result.characters / result.seconds, result.pairs / result.seconds * 1e-9,
+                result.operations / result.seconds * 1e-9, 100 * result.share_visited);
+    if (!result.is_causal) std::printf("  ^ sees the future: replacing later characters changed it\n");
+    all_causal = all_causal && result.is_causal;
+  }
+  std::printf("\n%s\n", all_causal ? "None sees the future: with all later characters replaced, every prediction "
+                                     "stays the same to the bit."
+                                   : "A mechanism sees the future: its figure means nothing.");
+
+  if (given.length > 0) {
+    std::printf("\n%s", given.prompt.c_str());
+    double const rate = write_on(text + given.prompt, given.length, given.temperature, given.seed, threads);
+    std::printf("\n\n%zu characters written, %.0f a second, from a cache of %zu keys\n", given.length, rate,
+                text.size() + given.prompt.size() + given.length - 1);
+  }
+  return all_causal ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+}  // namespace
+
+int main(int argument_count, char** arguments) {
+  try {
+    options const given = parse(argument_count, arguments);
+    if (given.help) {
+      std::fputs(usage, stdout);
+      return EXIT_SUCCESS;
+    }
+    return run(given);
+  } catch (usage_error const& problem) {
+    std::fprintf(stderr, "induction_lm: %s. Try --help.\n", problem.what());
+    return 2;
+  } catch (std::exception const& problem) {
+    std::fprintf(stderr, "induction_lm: %s\n", problem.what());
+    return EXIT_FAILURE;
+  }
+}
