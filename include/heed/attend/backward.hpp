@@ -55,17 +55,15 @@ struct backward_scratch {
   using shape = simd::tile_shape<T, Arch>;
   static constexpr index_t lanes = shape::lanes;
 
-  struct panel_memory {
-    panel queries;
-    interval_set keys;
-    T* query;            // [dim][lane], scaled, in units of scores
-    T* dout;             // [value_dim][lane]
+  struct panel_memory : gradient_panel<T> {
     T* query_rows;       // [lane][padded dim], scaled
     T* dout_rows;        // [lane][padded value_dim]
-    T* positions;        // [lane]
-    T* lse;              // [lane], in units of scores
-    T* delta;            // [lane]
-    bool finite;         // the rows hold neither NaN nor infinity
+    bool finite = true;  // the rows hold neither NaN nor infinity
+
+    panel_memory(arena& memory, problem<T> const& p, index_t padded_dim, index_t padded_value_dim)
+        : gradient_panel<T>(memory, p, shape::max_lanes),
+          query_rows(memory.take<T>(shape::max_lanes * padded_dim)),
+          dout_rows(memory.take<T>(shape::max_lanes * padded_value_dim)) {}
   };
 
   backward_scratch(arena& memory, problem<T> const& p, index_t panels, index_t readers)
@@ -73,16 +71,7 @@ struct backward_scratch {
     constexpr index_t width = shape::max_lanes;
     panel_ = memory.take<panel_memory>(panels);
     for (index_t i = 0; i < panels; ++i) {
-      panel_memory const parts{.queries = {},
-                               .keys = {},
-                               .query = memory.take<T>(p.dim * width),
-                               .dout = memory.take<T>(p.value_dim * width),
-                               .query_rows = memory.take<T>(width * padded_dim),
-                               .dout_rows = memory.take<T>(width * padded_value_dim),
-                               .positions = memory.take<T>(width),
-                               .lse = memory.take<T>(width),
-                               .delta = memory.take<T>(width),
-                               .finite = true};
+      panel_memory const parts(memory, p, padded_dim, padded_value_dim);
       if (!memory.measuring()) new (panel_ + i) panel_memory(parts);
     }
     key = memory.take<T>(keys_per_tile * p.dim);
@@ -92,7 +81,7 @@ struct backward_scratch {
     staged = memory.take<T>(readers * staged_stride);
     dkey = memory.take<T>(keys_per_tile * padded_dim);
     dvalue = memory.take<T>(keys_per_tile * padded_value_dim);
-    rows = memory.take<T>(width * std::max(p.dim, p.value_dim));
+    rows = memory.take<T>(2 * width * std::max(p.dim, p.value_dim));
   }
 
   panel_memory& operator[](index_t i) const { return panel_[i]; }
@@ -132,14 +121,11 @@ class backward_worker {
   void run(interval panels, interval chunk, T* share, accumulator<T> const& dkey, accumulator<T> const& dvalue) {
     std::fill_n(share, panels.size() * shape::max_lanes * p_.dim, T(0));
     interval_set keys;
-    for (index_t i = 0; i < panels.size(); ++i) {
-      panel_memory& at = scratch_[i];
-      at.queries = panelling<T, Arch>::at(where_, p_.position, panels.first + i);
-      at.keys = pattern_keys(bound_.pattern, at.queries.positions, where_.keys);
-      keys = keys | at.keys;
-    }
+    for (index_t number = panels.first; number < panels.last; ++number)
+      keys = keys | pattern_keys(bound_.pattern, panelling<T, Arch>::at(where_, p_.position, number).positions,
+                                 where_.keys);
     if (keys.hull_within(chunk).empty()) return;
-    for (index_t i = 0; i < panels.size(); ++i) load(scratch_[i]);
+    for (index_t i = 0; i < panels.size(); ++i) open(scratch_[i], panels.first + i);
     for (index_t first = chunk.first; first < chunk.last; first += keys_per_tile) {
       interval const tile{first, std::min(first + keys_per_tile, chunk.last)};
       if (!keys.hull_within(tile).empty()) visit(tile, panels.size(), share, dkey, dvalue);
@@ -147,40 +133,15 @@ class backward_worker {
   }
 
  private:
-  void load(panel_memory& at) {
-    index_t const width = at.queries.registers * lanes, count = at.queries.count();
+  void open(panel_memory& at, index_t number) {
+    open_gradient_panel<Arch>(p_, saved_, where_, bound_, number, at, scratch_.rows);
     interval const rows = at.queries.rows;
-    constexpr T unit = static_cast<T>(decltype(Bound::normaliser)::score_unit);
     T* const scale = scratch_.weights;
-    T* const unit_scale = scale + shape::max_lanes;
-    for (index_t lane = 0; lane < width; ++lane) {
-      index_t const row = std::min(rows.first + lane, rows.last - 1);
-      at.positions[lane] = static_cast<T>(p_.position(where_, row));
-      scale[lane] = p_.score_scale(where_, row);
-      unit_scale[lane] = scale[lane] * score_tile<1, Arch, T, Bound>::query_unit;
-    }
-    load_columns<Arch>(p_.query, where_, rows, unit_scale, at.query, width, scratch_.rows);
-    load_columns<Arch>(saved_.dout, where_, rows, static_cast<T const*>(nullptr), at.dout, width, scratch_.rows);
+    for (index_t lane = 0; lane < rows.size(); ++lane) scale[lane] = p_.score_scale(where_, rows.first + lane);
     load_rows(p_.query, rows, scale, at.query_rows, scratch_.padded_dim);
     load_rows(saved_.dout, rows, nullptr, at.dout_rows, scratch_.padded_value_dim);
-    row_block<T> const out =
-        saved_.out.rows(where_.batch, where_.head, where_.first_row + rows.first, count, scratch_.rows);
-    for (index_t lane = 0; lane < width; ++lane) {
-      if (lane >= count) {
-        at.lse[lane] = std::numeric_limits<T>::infinity();
-        at.delta[lane] = T(0);
-        continue;
-      }
-      index_t const row = where_.first_row + rows.first + lane;
-      T delta = T(0);
-      for (index_t d = 0; d < p_.value_dim; ++d)
-        delta += at.dout_rows[lane * scratch_.padded_value_dim + d] * out.data[lane * out.stride + d];
-      if (saved_.dlse.data() != nullptr) delta -= saved_.dlse(where_.batch, where_.head, row);
-      at.delta[lane] = delta;
-      at.lse[lane] = saved_.lse(where_.batch, where_.head, row) * unit;
-    }
-    at.finite = all_finite<Arch>(row_block<T>{at.query_rows, scratch_.padded_dim}, count, p_.dim) &&
-                all_finite<Arch>(row_block<T>{at.dout_rows, scratch_.padded_value_dim}, count, p_.value_dim);
+    at.finite = all_finite<Arch>(row_block<T>{at.query_rows, scratch_.padded_dim}, rows.size(), p_.dim) &&
+                all_finite<Arch>(row_block<T>{at.dout_rows, scratch_.padded_value_dim}, rows.size(), p_.value_dim);
   }
 
   void load_rows(source<T> const& from, interval rows, T const* scale, T* to, index_t stride) {

@@ -19,30 +19,25 @@ class forward_scratch {
   using shape = simd::tile_shape<T, Arch>;
   using state = typename decltype(Bound::normaliser)::template state<batch>;
 
-  struct panel_memory {
-    panel queries;
-    interval_set keys;
-    T* query;       // [dim][lane]
-    T* accumulated; // [value_dim][lane]
-    T* positions;   // [lane]
-    T* row_max;     // [lane], in units of scores
-    T* score_sum;   // [lane], sum of weight * score
-    state* rows;    // [register]
+  struct panel_memory : query_panel<T> {
+    T* accumulated;  // [value_dim][lane]
+    T* row_max;      // [lane], in units of scores
+    T* score_sum;    // [lane], sum of weight * score
+    state* rows;     // [register]
+
+    panel_memory(arena& memory, problem<T> const& p)
+        : query_panel<T>(memory, p.dim, shape::max_lanes),
+          accumulated(memory.take<T>(p.value_dim * shape::max_lanes)),
+          row_max(memory.take<T>(shape::max_lanes)),
+          score_sum(memory.take<T>(shape::max_lanes)),
+          rows(memory.take<state>(shape::max_registers)) {}
   };
 
   forward_scratch(arena& memory, problem<T> const& p, index_t panels) {
     panel_ = memory.take<panel_memory>(panels);
     for (index_t i = 0; i < panels; ++i) {
-      panel_memory const parts{.queries = {},
-                               .keys = {},
-                               .query = memory.take<T>(p.dim * shape::max_lanes),
-                               .accumulated = memory.take<T>(p.value_dim * shape::max_lanes),
-                               .positions = memory.take<T>(shape::max_lanes),
-                               .row_max = memory.take<T>(shape::max_lanes),
-                               .score_sum = memory.take<T>(shape::max_lanes),
-                               .rows = memory.take<state>(shape::max_registers)};
-      if (memory.measuring()) continue;
-      new (panel_ + i) panel_memory(parts);
+      panel_memory const parts(memory, p);
+      if (!memory.measuring()) new (panel_ + i) panel_memory(parts);
     }
     key = memory.take<T>(keys_per_tile * p.dim);
     value = memory.take<T>(keys_per_tile * p.value_dim);
@@ -94,19 +89,10 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
 
  private:
   void begin(panel_memory& at, index_t number) {
-    at.queries = panelling<T, Arch>::at(where_, p_.position, number);
-    at.keys = pattern_keys(bound_.pattern, at.queries.positions, where_.keys);
+    open_panel<Arch>(p_, where_, bound_, number, at, scratch_.rows);
     index_t const width = at.queries.registers * lanes;
-    for (index_t lane = 0; lane < width; ++lane) {
-      // Lanes beyond the last row repeat it: what they compute is finite and never stored.
-      index_t const row = std::min(at.queries.rows.first + lane, at.queries.rows.last - 1);
-      at.positions[lane] = static_cast<T>(p_.position(where_, row));
-      at.row_max[lane] = -std::numeric_limits<T>::infinity();
-      at.score_sum[lane] = T(0);
-      scratch_.scores[lane] =
-          p_.score_scale(where_, row) * score_tile<1, Arch, T, Bound>::query_unit;
-    }
-    load_columns<Arch>(p_.query, where_, at.queries.rows, scratch_.scores, at.query, width, scratch_.rows);
+    std::fill_n(at.row_max, width, -std::numeric_limits<T>::infinity());
+    std::fill_n(at.score_sum, width, T(0));
     std::fill_n(at.accumulated, p_.value_dim * width, T(0));
     for (int r = 0; r < at.queries.registers; ++r) new (at.rows + r) state();
   }

@@ -40,6 +40,45 @@ void check_gradients(Query const& query, Key const& key, Value const& value, DQu
   detail::expect_distinct_elements("dvalue", dvalue);
 }
 
+/// A panel with what the gradients of its scores need.
+template <class T>
+struct gradient_panel : query_panel<T> {
+  T* dout;   // [value_dim][lane]
+  T* lse;    // [lane], in units of scores
+  T* delta;  // [lane], dout.out - dlse
+
+  gradient_panel(arena& memory, problem<T> const& p, index_t width)
+      : query_panel<T>(memory, p.dim, width),
+        dout(memory.take<T>(p.value_dim * width)),
+        lse(memory.take<T>(width)),
+        delta(memory.take<T>(width)) {}
+};
+
+/// Opens panel `number` of a place. `scratch` holds the rows of two panels.
+template <class Arch, class T, class Bound>
+void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, place const& where, Bound const& bound,
+                         index_t number, gradient_panel<T>& at, T* scratch) {
+  using shape = simd::tile_shape<T, Arch>;
+  open_panel<Arch>(p, where, bound, number, at, scratch);
+  interval const rows = at.queries.rows;
+  index_t const width = at.queries.registers * shape::lanes, first = where.first_row + rows.first;
+  load_columns<Arch>(saved.dout, where, rows, static_cast<T const*>(nullptr), at.dout, width, scratch);
+  row_block<T> const out = saved.out.rows(where.batch, where.head, first, rows.size(), scratch);
+  row_block<T> const dout = saved.dout.rows(where.batch, where.head, first, rows.size(),
+                                            scratch + shape::max_lanes * p.value_dim);
+  std::fill_n(at.lse, width, std::numeric_limits<T>::infinity());
+  std::fill_n(at.delta, width, T(0));
+  for (index_t lane = 0; lane < rows.size(); ++lane) {
+    T delta = T(0);
+    for (index_t d = 0; d < p.value_dim; ++d)
+      delta += dout.data[lane * dout.stride + d] * out.data[lane * out.stride + d];
+    if (saved.dlse.data() != nullptr) delta -= saved.dlse(where.batch, where.head, first + lane);
+    at.delta[lane] = delta;
+    at.lse[lane] =
+        saved.lse(where.batch, where.head, first + lane) * static_cast<T>(decltype(Bound::normaliser)::score_unit);
+  }
+}
+
 /// Where a gradient is summed: the user's tensor itself, or a buffer in the type of the computation where the
 /// tensor's own type would round every partial sum.
 template <class T>

@@ -64,6 +64,18 @@ void load_columns(source<T> const& from, place const& where, interval rows, T co
   }
 }
 
+/// A panel made ready to meet keys.
+template <class T>
+struct query_panel {
+  panel queries;
+  interval_set keys;  // that it may meet
+  T* query;           // [dim][lane], scaled, in units of scores
+  T* positions;       // [lane]
+
+  query_panel(arena& memory, index_t dim, index_t width)
+      : query(memory.take<T>(dim * width)), positions(memory.take<T>(width)) {}
+};
+
 /// Columns as rows of the output: the reverse of load_columns, each lane times its factor.
 template <class Arch, class T>
 void store_columns(T* columns, index_t lanes, T const* factor, sink<T> const& to, place const& where,
@@ -125,42 +137,38 @@ struct score_tile {
   /// d score / d raw product.
   template <bool Slopes = false>
   void finish(index_t k, batch (&score)[Registers], batch (*slopes)[Registers] = nullptr) const {
-    batch const key(static_cast<T>(keys.first + k));
 #pragma GCC unroll 4
     for (int r = 0; r < Registers; ++r) {
       score[r] = batch::load_aligned(scores + k * width + r * lanes);
       if constexpr (Slopes) (*slopes)[r] = batch(T(1));
     }
     if constexpr (modifiers > 0) {
-      batch query[Registers];
-#pragma GCC unroll 4
-      for (int r = 0; r < Registers; ++r) query[r] = batch::load_aligned(positions + r * lanes);
-      index_t reader = 0;
-      std::apply(
-          [&](auto const&... modifier) {
-            (
-                [&] {
-                  using M = std::remove_cvref_t<decltype(modifier)>;
-                  T const* numbers = nullptr;
-                  if constexpr (heed::detail::reads<M>) numbers = staged + reader++ * staged_stride + k * width;
-#pragma GCC unroll 4
-                  for (int r = 0; r < Registers; ++r) {
-                    batch const before = score[r];
-                    if constexpr (heed::detail::reads<M>)
-                      score[r] = modifier.apply(before, batch::load_aligned(numbers + r * lanes));
-                    else
-                      score[r] = modifier.apply(before, query[r], key);
-                    if constexpr (Slopes && requires { modifier.slope(before, before); })
-                      (*slopes)[r] *= modifier.slope(before, score[r]);
-                  }
-                }(),
-                ...);
-          },
-          bound.modifiers);
+      apply_modifiers(k, score, [&](std::size_t, auto const& modifier, int r, batch const& before, batch const& after) {
+        if constexpr (Slopes && requires { modifier.slope(before, after); })
+          (*slopes)[r] *= modifier.slope(before, after);
+      });
 #pragma GCC unroll 4
       for (int r = 0; r < Registers; ++r) score[r] *= batch(unit);
     }
     if (partial) hide(k, score);
+  }
+
+  /// What modifier number `Which` does in key row `k`: the scores before and after it, and d score / d after.
+  template <std::size_t Which>
+  void trace(index_t k, batch (&before)[Registers], batch (&after)[Registers], batch (&later)[Registers]) const {
+    batch score[Registers];
+    for (int r = 0; r < Registers; ++r) {
+      score[r] = batch::load_aligned(scores + k * width + r * lanes);
+      later[r] = batch(T(1));
+    }
+    apply_modifiers(k, score, [&](std::size_t number, auto const& modifier, int r, batch const& in, batch const& out) {
+      if (number == Which) {
+        before[r] = in;
+        after[r] = out;
+      }
+      if constexpr (requires { modifier.slope(in, out); })
+        if (number > Which) later[r] *= modifier.slope(in, out);
+    });
   }
 
   /// The numerator factor of each pair of key row `k`, 1 if there is none.
@@ -175,6 +183,33 @@ struct score_tile {
   }
 
  private:
+  /// The scores of key row `k` through all modifiers; `seen` is shown each step.
+  template <class Seen>
+  void apply_modifiers(index_t k, batch (&score)[Registers], Seen&& seen) const {
+    batch const key(static_cast<T>(keys.first + k));
+    batch query[Registers];
+#pragma GCC unroll 4
+    for (int r = 0; r < Registers; ++r) query[r] = batch::load_aligned(positions + r * lanes);
+    std::size_t number = 0;
+    index_t reader = 0;
+    auto const step = [&](auto const& modifier) {
+      constexpr bool reads = heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>;
+      T const* const numbers = staged + reader * staged_stride + k * width;
+      if constexpr (reads) ++reader;
+#pragma GCC unroll 4
+      for (int r = 0; r < Registers; ++r) {
+        batch const before = score[r];
+        if constexpr (reads)
+          score[r] = modifier.apply(before, batch::load_aligned(numbers + r * lanes));
+        else
+          score[r] = modifier.apply(before, query[r], key);
+        seen(number, modifier, r, before, score[r]);
+      }
+      ++number;
+    };
+    std::apply([&](auto const&... modifier) { (step(modifier), ...); }, bound.modifiers);
+  }
+
   void hide(index_t k, batch (&score)[Registers]) const {
     batch const hidden(-std::numeric_limits<T>::infinity());
     auto const& pattern = bound.pattern;
@@ -211,6 +246,24 @@ inline constexpr index_t readers_of = []<class... M>(std::tuple<M...> const*) {
 template <class Bound>
 constexpr bool hides(Bound const&, bool partial) {
   return partial || readers_of<Bound> > 0;
+}
+
+/// Opens panel `number` of a place. `scratch` holds a panel's rows.
+template <class Arch, class T, class Bound>
+void open_panel(problem<T> const& p, place const& where, Bound const& bound, index_t number, query_panel<T>& at,
+                T* scratch) {
+  constexpr index_t lanes = simd::tile_shape<T, Arch>::lanes;
+  at.queries = panelling<T, Arch>::at(where, p.position, number);
+  at.keys = pattern_keys(bound.pattern, at.queries.positions, where.keys);
+  index_t const width = at.queries.registers * lanes;
+  alignas(64) T scale[simd::tile_shape<T, Arch>::max_lanes];
+  for (index_t lane = 0; lane < width; ++lane) {
+    // Lanes beyond the last row stand where it stands; what they compute is never stored.
+    index_t const row = std::min(at.queries.rows.first + lane, at.queries.rows.last - 1);
+    at.positions[lane] = static_cast<T>(p.position(where, row));
+    scale[lane] = p.score_scale(where, row) * score_tile<1, Arch, T, Bound>::query_unit;
+  }
+  load_columns<Arch>(p.query, where, at.queries.rows, scale, at.query, width, scratch);
 }
 
 /// Whether every number in a block of rows is finite.
