@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/attend/gradient.hpp>
+#include <heed/attend/sweep.hpp>
 #include <heed/attend/tile.hpp>
 
 #include <numeric>
@@ -373,6 +374,7 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
   to_key.finish(dkey);
   to_value.finish(dvalue);
   if (row_gradients.scale != nullptr) *row_gradients.scale = dscale;
+  parameter_gradients<Arch>(p, saved, whole, run_on, scratch_of(ingredients...));
 }
 
 }  // namespace heed::attend

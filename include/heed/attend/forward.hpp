@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/attend/sweep.hpp>
 #include <heed/attend/tile.hpp>
 
 #include <new>
@@ -312,6 +313,42 @@ struct piece_list {
   }
 };
 
+/// A forward pass over problem `p` into `out`, its shapes checked; `observers` see the rows.
+template <class Arch, class T, class Sentence, class Executor, class Observers>
+void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& observers, Executor const& run_on,
+                  workspace& scratch_memory, sink<T> const& out) {
+  using bound = decltype(whole.at(place{}));
+  using shape = simd::tile_shape<T, Arch>;
+  using memory_type = forward_scratch<T, Arch, bound>;
+
+  // A block of panels reuses each tile of keys; it should stay in the second-level cache.
+  index_t const panel_bytes = shape::max_lanes * (p.dim + p.value_dim) * static_cast<index_t>(sizeof(T));
+  index_t const most = std::clamp<index_t>((256 << 10) / std::max<index_t>(panel_bytes, 1), 2, 16);
+  index_t panels = 0;
+  for (index_t g = 0; g < p.sequence.count; ++g)
+    panels += p.heads * panelling<T, Arch>::count(p.sequence.at(g, 0).rows);
+  index_t const concurrency = static_cast<index_t>(run_on.concurrency());
+  index_t const per_piece = std::clamp<index_t>(panels / (8 * concurrency), 1, most);
+
+  arena measure;
+  memory_type(measure, p, per_piece);
+  index_t const worker_bytes = static_cast<index_t>(measure.used());
+  index_t const list_bytes = arena::bytes<index_t>(p.sequence.count + 1);
+  std::byte* const memory =
+      scratch_memory.reserve(static_cast<std::size_t>(list_bytes + concurrency * worker_bytes));
+
+  piece_list pieces{p.sequence, p.heads, per_piece, shape::max_lanes, reinterpret_cast<index_t*>(memory)};
+  pieces.fill();
+  parallel_for(run_on, pieces.size(), [&](index_t piece, index_t worker) {
+    pieces.with(piece, [&](place const& where, interval block) {
+      arena own(memory + list_bytes + worker * worker_bytes);
+      memory_type scratch(own, p, per_piece);
+      bound const here = whole.at(where);
+      forward_worker<T, Arch, bound, Observers>(p, where, here, scratch).run(block, out, observers);
+    });
+  });
+}
+
 /// Softmax attention, or whatever the ingredients make of it; see softmax.hpp.
 template <class Arch = xsimd::default_arch, element Q, element K, element V, element O, class... I>
 void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value, tensor_view<O, 4> out,
@@ -325,39 +362,25 @@ void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> v
 
   auto const whole = make_sentence(ingredients...);
   auto const observers = all_of<detail::is_row_observer>(ingredients...);
+  auto const sweeps = all_of<detail::is_sweep_observer>(ingredients...);
   auto const run_on = one_of<detail::is_executor>(serial{}, ingredients...);
-  using bound = decltype(whole.at(place{}));
-  using shape = simd::tile_shape<T, Arch>;
-  using scratch_memory = forward_scratch<T, Arch, bound>;
+  workspace& memory = scratch_of(ingredients...);
 
-  // A block of panels reuses each tile of keys; it should stay in the second-level cache.
-  index_t const panel_bytes = shape::max_lanes * (p.dim + p.value_dim) * static_cast<index_t>(sizeof(T));
-  index_t const most = std::clamp<index_t>((256 << 10) / std::max<index_t>(panel_bytes, 1), 2, 16);
-  index_t panels = 0;
-  for (index_t g = 0; g < p.sequence.count; ++g)
-    panels += p.heads * panelling<T, Arch>::count(p.sequence.at(g, 0).rows);
-  index_t const concurrency = static_cast<index_t>(run_on.concurrency());
-  index_t const per_piece = std::clamp<index_t>(panels / (8 * concurrency), 1, most);
-
-  arena measure;
-  scratch_memory(measure, p, per_piece);
-  index_t const worker_bytes = static_cast<index_t>(measure.used());
-  index_t const list_bytes = arena::bytes<index_t>(p.sequence.count + 1);
-  std::byte* const memory = scratch_of(ingredients...).reserve(
-      static_cast<std::size_t>(list_bytes + concurrency * worker_bytes));
-
-  piece_list pieces{p.sequence, p.heads, per_piece, shape::max_lanes, reinterpret_cast<index_t*>(memory)};
-  pieces.fill();
-  sink<T> const to(out);
-  parallel_for(run_on, pieces.size(), [&](index_t piece, index_t worker) {
-    pieces.with(piece, [&](place const& where, interval block) {
-      arena own(memory + list_bytes + worker * worker_bytes);
-      scratch_memory scratch(own, p, per_piece);
-      bound const here = whole.at(where);
-      forward_worker<T, Arch, bound, std::remove_const_t<decltype(observers)>>(p, where, here, scratch)
-          .run(block, to, observers);
-    });
-  });
+  if constexpr (std::tuple_size_v<decltype(sweeps)> == 0) {
+    forward_pass<Arch>(p, whole, observers, run_on, memory, sink<T>(out));
+  } else {
+    // The second sweep needs every row's lse. It outlives the scratch of both passes.
+    thread_local workspace lse_memory;
+    std::array<index_t, 3> const shape{query.extent(0), query.extent(2), query.extent(1)};
+    arena place_of_lse(lse_memory.reserve(
+        static_cast<std::size_t>(arena::bytes<T>(shape[0] * shape[1] * shape[2]))));
+    tensor_view<T, 3> const lse(place_of_lse.take<T>(shape[0] * shape[1] * shape[2]), shape);
+    forward_pass<Arch>(p, whole, std::tuple_cat(observers, std::tuple(lse_into<T>{lse})), run_on, memory,
+                       sink<T>(out));
+    saved_result<T> const saved{{}, {}, lse, {}};
+    std::apply([&](auto const&... sweep) { (observe_sweep<Arch>(sweep, p, saved, whole, run_on, memory), ...); },
+               sweeps);
+  }
 }
 
 }  // namespace heed::attend

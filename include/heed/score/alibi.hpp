@@ -34,6 +34,11 @@ struct alibi {
   };
   bound bind(place const& where) const { return {slopes(where.head)}; }
 
+  bool wants_gradient() const { return gradient.data() != nullptr; }
+  void set_gradient(double const* sum_of_head, index_t heads) const {
+    for (index_t h = 0; h < heads; ++h) gradient(h) = static_cast<T>(sum_of_head[h]);
+  }
+
   /// The published slope of a head, with n the largest power of two that is <= heads: 2^(-8 (h + 1) / n)
   /// for the first n heads, and for head n + t the odd step 2^(-4 (2 t + 1) / n).
   static T slope(index_t head, index_t heads) {

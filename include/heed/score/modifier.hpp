@@ -22,6 +22,12 @@
 ///     template <class Batch> Batch apply(Batch score, Batch number) const;
 ///     template <class T> void fill(pair_tile<T> const&) const;  // writes the numbers of a tile
 ///
+/// A modifier with one parameter, or one for each head, can have its gradient summed over the pairs:
+///
+///     double parameter_slope(double score, double modified, index_t query, index_t key) const;
+///     bool wants_gradient() const;
+///     void set_gradient(double const* sum_of_head, index_t heads) const;
+///
 /// A numerator factor multiplies a pair's weight in the sum of values, and not in the normaliser:
 ///
 ///     template <class Batch> Batch factor(Batch query, Batch key) const;

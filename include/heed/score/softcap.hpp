@@ -22,6 +22,12 @@ struct softcap {
     Batch const level = capped * Batch(typename Batch::value_type(1 / cap));
     return xsimd::fnma(level, level, Batch(1));
   }
+  bool wants_gradient() const { return gradient != nullptr; }
+  void set_gradient(double const* sum_of_head, index_t heads) const {
+    *gradient = 0;
+    for (index_t h = 0; h < heads; ++h) *gradient += sum_of_head[h];
+  }
+
   void check(call_shape const&) const {
     require(cap > 0, [&] { return "softcap is " + std::to_string(cap) + "; expected a positive number"; });
   }
