@@ -113,7 +113,7 @@ class arguments {
               : expected == 'i' ? "integers"
                                 : "float32 or float64");
     });
-    typename tensor<T, Rank>::shape_type extents;
+    typename tensor<T, Rank>::shape_type extents{};
     std::copy(shape.begin(), shape.end(), extents.begin());
     tensor<T, Rank> to(extents);
     from.with_elements([&](auto const* element) {
