@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/attend/decode.hpp>
 #include <heed/attend/sweep.hpp>
 #include <heed/attend/tile.hpp>
 
@@ -289,11 +290,12 @@ struct piece_list {
   index_t heads;
   index_t panels;
   index_t rows_per_panel;
+  index_t fewest_rows;   // sequences of fewer are left out
   index_t* first_piece;  // of each sequence, and their number at the end
 
   index_t pieces_of(index_t g) const {
-    index_t const rows_per_piece = panels * rows_per_panel;
-    return heads * ((sequence.at(g, 0).rows + rows_per_piece - 1) / rows_per_piece);
+    index_t const rows_per_piece = panels * rows_per_panel, rows = sequence.at(g, 0).rows;
+    return rows < fewest_rows ? 0 : heads * ((rows + rows_per_piece - 1) / rows_per_piece);
   }
   void fill() {
     first_piece[0] = 0;
@@ -313,10 +315,10 @@ struct piece_list {
   }
 };
 
-/// A forward pass over problem `p` into `out`, its shapes checked; `observers` see the rows.
+/// The rows of sequences with at least `fewest_rows` of problem `p` into `out`; `observers` see them.
 template <class Arch, class T, class Sentence, class Executor, class Observers>
-void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& observers, Executor const& run_on,
-                  workspace& scratch_memory, sink<T> const& out) {
+void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& observers, Executor const& run_on,
+                  workspace& scratch_memory, sink<T> const& out, index_t fewest_rows) {
   using bound = decltype(whole.at(place{}));
   using shape = simd::tile_shape<T, Arch>;
   using memory_type = forward_scratch<T, Arch, bound>;
@@ -337,7 +339,8 @@ void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& o
   std::byte* const memory =
       scratch_memory.reserve(static_cast<std::size_t>(list_bytes + concurrency * worker_bytes));
 
-  piece_list pieces{p.sequence, p.heads, per_piece, shape::max_lanes, reinterpret_cast<index_t*>(memory)};
+  piece_list pieces{p.sequence, p.heads, per_piece, shape::max_lanes, fewest_rows,
+                    reinterpret_cast<index_t*>(memory)};
   pieces.fill();
   parallel_for(run_on, pieces.size(), [&](index_t piece, index_t worker) {
     pieces.with(piece, [&](place const& where, interval block) {
@@ -347,6 +350,19 @@ void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& o
       forward_worker<T, Arch, bound, Observers>(p, where, here, scratch).run(block, out, observers);
     });
   });
+}
+
+/// A forward pass over problem `p` into `out`, its shapes checked; `observers` see the rows. Each sequence goes the way
+/// that its own number of rows says, so that it does not matter what else is in the batch.
+template <class Arch, class T, class Sentence, class Executor, class Observers>
+void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& observers, Executor const& run_on,
+                  workspace& memory, sink<T> const& out) {
+  if constexpr (decodes<decltype(whole.at(place{}))>) {
+    decode_pass<Arch>(p, whole, observers, run_on, memory, out);
+    panel_pass<Arch>(p, whole, observers, run_on, memory, out, most_decode_rows + 1);
+  } else {
+    panel_pass<Arch>(p, whole, observers, run_on, memory, out, 1);
+  }
 }
 
 /// Softmax attention, or whatever the ingredients make of it; see softmax.hpp.

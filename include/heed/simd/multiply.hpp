@@ -22,7 +22,7 @@ inline void multiply_tile(T const* const (&row)[Rows], index_t row_step, T const
   for (index_t k = 0, at = 0; k < depth; ++k, at += row_step, b += b_stride) {
     batch right[Registers];
 #pragma GCC unroll 4
-    for (int r = 0; r < Registers; ++r) right[r] = batch::load_aligned(b + r * lanes);
+    for (int r = 0; r < Registers; ++r) right[r] = batch::load_unaligned(b + r * lanes);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
       batch const left(row[i][at]);
@@ -50,7 +50,7 @@ struct scalar_rows {
 ///
 ///   c[row][lane] (+)= sum_k a(row, k) * b[k][lane],   row < rows, k < depth, lane < Registers * lanes
 ///
-/// `a` is broadcast from where it lies; `b` and `c` are aligned, with strides of whole registers.
+/// `a` is broadcast from where it lies, `b` may lie anywhere; `c` is aligned, its stride a number of whole registers.
 template <int Registers, bool Accumulate, class Arch, class T>
 void multiply(index_t rows, index_t depth, scalar_rows<T> a, T const* b, index_t b_stride, T* c,
               index_t c_stride) {

@@ -28,13 +28,12 @@ consteval dlpack_code dlpack_code_of() {
 }
 
 inline std::string dlpack_type_text(int code, int bits, int lanes) {
-  std::string const name = code == 0   ? "int"
-                           : code == 1 ? "uint"
-                           : code == 2 ? "float"
-                           : code == 4 ? "bfloat"
-                           : code == 6 ? "bool"
-                                       : "type code " + std::to_string(code) + " of bits ";
-  return name + std::to_string(bits) + (lanes == 1 ? "" : "x" + std::to_string(lanes));
+  constexpr std::array names{"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+  bool const known = code >= 0 && static_cast<std::size_t>(code) < names.size();
+  std::string text = known ? names[static_cast<std::size_t>(code)] : "unknown";
+  text += std::to_string(bits);
+  if (lanes != 1) text += 'x', text += std::to_string(lanes);
+  return text;
 }
 
 template <class T>

@@ -1,0 +1,402 @@
+#pragma once
+
+#include <heed/attend/tile.hpp>
+#include <heed/simd/dot.hpp>
+
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <numeric>
+
+/// Engine 1, decode: few queries against many keys.
+///
+/// Here the cost is reading keys and values, so they are read once for all query heads that share them, in the
+/// order they lie in memory, and keys rather than queries stand in lanes. Keys are split in chunks, each with a
+/// state of its own, and the states are joined in the order of the keys; chunks are cut by the number of keys alone.
+namespace heed::attend {
+
+/// A sequence goes this way up to so many query rows.
+inline constexpr index_t most_decode_rows = 8;
+
+/// Whether a normaliser can meet the keys of a row side by side.
+template <class Bound>
+inline constexpr bool decodes = decltype(Bound::normaliser)::order == key_order::any;
+
+/// What a chunk of keys came to for some rows: running states, accumulated values, and what observers need.
+template <class T, class Arch, class Bound>
+struct decode_states {
+  using batch = xsimd::batch<T, Arch>;
+  using state = typename decltype(Bound::normaliser)::template state<batch>;
+  static_assert(sizeof(state) % sizeof(batch) == 0, "heed: a normaliser's state consists of registers");
+
+  state* rows;
+  T* accumulated;  // [row][padded value_dim]
+  T* row_max;      // [row]
+  T* score_sum;    // [row]
+  index_t stride;
+
+  decode_states(arena& memory, index_t count, index_t padded_value_dim)
+      : rows(memory.take<state>(count)),
+        accumulated(memory.take<T>(count * padded_value_dim)),
+        row_max(memory.take<T>(count)),
+        score_sum(memory.take<T>(count)),
+        stride(padded_value_dim) {}
+
+  void clear(index_t count) const {
+    for (index_t r = 0; r < count; ++r) new (rows + r) state();
+    std::fill_n(accumulated, count * stride, T(0));
+    std::fill_n(row_max, count, -std::numeric_limits<T>::infinity());
+    std::fill_n(score_sum, count, T(0));
+  }
+
+  /// Row `r` takes in row `other_row` of a later chunk.
+  template <class Normaliser>
+  void join(index_t r, decode_states const& other, index_t other_row, Normaliser const& normaliser) const {
+    auto const [mine, theirs] = normaliser.join(rows[r], other.rows[other_row]);
+    constexpr auto lanes = static_cast<index_t>(batch::size);
+    T* const sum = accumulated + r * stride;
+    T const* const part = other.accumulated + other_row * stride;
+    for (index_t c = 0; c < stride; c += lanes)
+      xsimd::fma(batch::load_aligned(part + c), theirs, batch::load_aligned(sum + c) * mine).store_aligned(sum + c);
+    row_max[r] = std::max(row_max[r], other.row_max[other_row]);
+    score_sum[r] = score_sum[r] * mine.get(0) + other.score_sum[other_row] * theirs.get(0);
+  }
+};
+
+/// How the keys of a sequence are cut for decoding.
+struct decode_chunks {
+  static index_t size(index_t keys) {
+    return simd::round_up(std::max<index_t>(512, (keys + 63) / 64), keys_per_tile);
+  }
+  static index_t count(index_t keys) { return (keys + size(keys) - 1) / size(keys); }
+};
+
+/// One worker's decode of a chunk of keys for the query heads [heads.first, heads.last) of a sequence. A row is a
+/// query of a head; rows are numbered head by head.
+template <class T, class Arch, class Sentence, class Bound, bool SumsScores>
+class decode_worker {
+ public:
+  using batch = xsimd::batch<T, Arch>;
+  using states = decode_states<T, Arch, Bound>;
+  static constexpr auto lanes = static_cast<index_t>(batch::size);
+  static constexpr index_t keys_per_step = 8;  // rows of every head at a time, so that interleaved heads are read in order
+
+  decode_worker(arena& memory, problem<T> const& p, Sentence const& whole, index_t rows)
+      : p_(p),
+        whole_(whole),
+        dim_(simd::round_up(p.dim, lanes)),
+        value_dim_(simd::round_up(p.value_dim, lanes)),
+        query_(memory.take<T>(rows * dim_)),
+        scores_(memory.take<T>(rows * keys_per_tile)),
+        staged_(memory.take<T>(readers_of<Bound> * staged_stride)),
+        rows_(memory.take<T>(keys_per_step * std::max(dim_, value_dim_))) {}
+
+  void run(index_t sequence, interval heads, interval chunk, states const& to) {
+    place const first = p_.sequence.at(sequence, heads.first);
+    index_t const count = heads.size() * first.rows;
+    to.clear(count);
+    interval_set keys;
+    for (index_t head = heads.first; head < heads.last; ++head) {
+      place const where = p_.sequence.at(sequence, head);
+      Bound const bound = whole_.at(where);
+      keys = keys | pattern_keys(bound.pattern, p_.position.hull(where, {0, where.rows}), where.keys);
+      load_queries(where, query_ + (head - heads.first) * where.rows * dim_);
+    }
+    for (interval part : keys & interval_set(chunk))
+      for (index_t tile = part.first / keys_per_tile; tile * keys_per_tile < part.last; ++tile)
+        visit(sequence, heads, intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile}), to);
+    for (index_t r = 0; r < count; ++r) fold_lanes(to, r, whole_.at(p_.sequence.at(sequence, heads.first + r / first.rows)));
+  }
+
+ private:
+  void load_queries(place const& where, T* to) {
+    constexpr T unit = score_tile<1, Arch, T, Bound>::query_unit;
+    p_.query.copy(where.batch, where.head, where.first_row, where.rows, to, dim_);
+    for (index_t n = 0; n < where.rows; ++n) {
+      T* const row = to + n * dim_;
+      T const factor = p_.score_scale(where, n) * unit;
+      for (index_t d = 0; d < p_.dim; ++d) row[d] *= factor;
+      std::fill(row + p_.dim, row + dim_, T(0));
+    }
+  }
+
+  /// Rows of keys or values, whole registers long.
+  row_block<T> padded_rows(source<T> const& from, place const& where, index_t head, interval keys, index_t padded) {
+    index_t const first = where.first_key + keys.first;
+    if (from.in_place() && from.dim() == padded) return from.rows(where.batch, head, first, keys.size(), rows_);
+    from.copy(where.batch, head, first, keys.size(), rows_, padded);
+    for (index_t k = 0; k < keys.size(); ++k)
+      std::fill(rows_ + k * padded + from.dim(), rows_ + (k + 1) * padded, T(0));
+    return {rows_, padded};
+  }
+
+  /// Calls f(shared head, its first row, number of rows) for the key or value heads behind `heads`.
+  template <class F>
+  void each_shared_head(interval heads, index_t rows, index_t shared_heads, F&& f) const {
+    index_t const sharing = p_.heads / shared_heads;
+    for (index_t head = heads.first; head < heads.last; head += sharing)
+      f(head / sharing, (head - heads.first) * rows, std::min(sharing, heads.last - head) * rows);
+  }
+
+  void visit(index_t sequence, interval heads, interval tile, states const& to) {
+    place const here = p_.sequence.at(sequence, heads.first);
+    for (index_t k = tile.first; k < tile.last; k += keys_per_step) {
+      interval const step{k, std::min(k + keys_per_step, tile.last)};
+      each_shared_head(heads, here.rows, p_.key_heads, [&](index_t head, index_t row, index_t count) {
+        row_block<T> const key = padded_rows(p_.key, here, head, step, dim_);
+        multiply_keys(key, step.size(), row, count, scores_ + row * keys_per_tile + (k - tile.first));
+      });
+    }
+    bool hidden = false;
+    for (index_t head = heads.first; head < heads.last; ++head) {
+      place const where = p_.sequence.at(sequence, head);
+      Bound const bound = whole_.at(where);
+      for (index_t n = 0; n < where.rows; ++n) hidden |= weigh(where, bound, n, tile, (head - heads.first) * where.rows + n, to);
+    }
+    for (index_t k = tile.first; k < tile.last; k += keys_per_step) {
+      interval const step{k, std::min(k + keys_per_step, tile.last)};
+      each_shared_head(heads, here.rows, p_.value_heads, [&](index_t head, index_t row, index_t count) {
+        row_block<T> const value = padded_rows(p_.value, here, head, step, value_dim_);
+        multiply_values(value, step.size(), row, count, scores_ + row * keys_per_tile + (k - tile.first), hidden, to);
+      });
+    }
+  }
+
+  void multiply_keys(row_block<T> key, index_t keys, index_t row, index_t count, T* scores) {
+    constexpr int together = lanes >= 4 ? 4 : 2;
+    T const* const query = query_ + row * dim_;
+    index_t r = 0;
+    for (; r + together <= count; r += together)
+      simd::dot_rows<together, Arch>(query + r * dim_, dim_, key.data, key.stride, keys, dim_, scores + r * keys_per_tile,
+                                     keys_per_tile);
+    for (; r < count; ++r)
+      simd::dot_rows<1, Arch>(query + r * dim_, dim_, key.data, key.stride, keys, dim_, scores + r * keys_per_tile,
+                              keys_per_tile);
+  }
+
+  void multiply_values(row_block<T> value, index_t keys, index_t row, index_t count, T const* weights, bool hidden,
+                       states const& to) {
+    T* const sums = to.accumulated + row * to.stride;
+    if (hidden) {
+      for (index_t r = 0; r < count; ++r)
+        for (index_t k = 0; k < keys; ++k)
+          if (T const* const weight = weights + r * keys_per_tile + k; !(*weight == T(0) && std::signbit(*weight)))
+            simd::add_weighted_rows<Arch>(weight, value.data + k * value.stride, value.stride, 1, value_dim_,
+                                          sums + r * to.stride);
+    } else if (count < 3) {
+      for (index_t r = 0; r < count; ++r)
+        simd::add_weighted_rows<Arch>(weights + r * keys_per_tile, value.data, value.stride, keys, value_dim_,
+                                      sums + r * to.stride);
+    } else {
+      index_t const registers = value_dim_ / lanes, parts = (registers + 2) / 3;
+      for (index_t part = 0; part < parts; ++part) {
+        index_t const first = registers * part / parts, last = registers * (part + 1) / parts;
+        with_registers(static_cast<int>(last - first), [&](auto size) {
+          simd::multiply<size, true, Arch>(count, keys, {weights, keys_per_tile, 1}, value.data + first * lanes,
+                                           value.stride, sums + first * lanes, to.stride);
+        });
+      }
+    }
+  }
+
+  /// Turns row `row`'s scores of a tile into weights, -0 where a pair is hidden; true if any may be.
+  bool weigh(place const& where, Bound const& bound, index_t n, interval tile, index_t row, states const& to) {
+    T* const scores = scores_ + row * keys_per_tile;
+    T const infinity = std::numeric_limits<T>::infinity();
+    index_t const position = p_.position(where, n), count = tile.size(), padded = simd::round_up(count, lanes);
+    interval const at{position, position + 1};
+    coverage const cover = pattern_cover(bound.pattern, at, tile);
+    bool const partial = cover != coverage::all;
+    bool const hidden = hides(bound, partial);
+    index_t reader = 0;
+    std::apply(
+        [&](auto const&... modifier) {
+          (
+              [&] {
+                if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>)
+                  modifier.fill(pair_tile<T>{staged_ + reader++ * staged_stride, {n, n + 1}, tile, keys_per_tile, 1});
+              }(),
+              ...);
+        },
+        bound.modifiers);
+    for (index_t k = count; k < padded; ++k) scores[k] = -infinity;
+    batch const query(static_cast<T>(position));
+    batch top(-infinity);
+    for (index_t k = 0; k < padded; k += lanes) {
+      batch score = modified(bound, batch::load_aligned(scores + k), query, tile.first + k, staged_ + k);
+      if (partial) score = visible(bound, score, position, query, tile.first + k);
+      // Lanes beyond the tile hold no key.
+      score.store_aligned(scores + k);
+      if (k + lanes > count) {
+        for (index_t i = count; i < padded; ++i) scores[i] = -infinity;
+        score = batch::load_aligned(scores + k);
+      }
+      top = xsimd::max(top, score);
+    }
+    alignas(64) T tops[lanes];
+    top.store_aligned(tops);
+    T const largest = *std::max_element(tops, tops + lanes);
+    to.row_max[row] = std::max(to.row_max[row], largest);
+
+    auto& state = to.rows[row];
+    batch const rescale = bound.normaliser.admit(state, batch(largest));
+    if (T const factor = rescale.get(0); factor != T(1)) {
+      for (index_t c = 0; c < to.stride; ++c) to.accumulated[row * to.stride + c] *= factor;
+      to.score_sum[row] *= factor;
+    }
+    batch score_sum(T(0));
+    for (index_t k = 0; k < padded; k += lanes) {
+      batch const score = batch::load_aligned(scores + k);
+      batch weight = bound.normaliser.weigh(state, score);
+      auto const is_hidden = score == batch(-infinity);
+      if constexpr (SumsScores) score_sum += xsimd::select(is_hidden, batch(T(0)), weight * score);
+      if constexpr (std::tuple_size_v<decltype(Bound::factors)> > 0) {
+        batch const key = keys_from(tile.first + k);
+        std::apply([&](auto const&... f) { ((weight *= f.factor(query, key)), ...); }, bound.factors);
+      }
+      if (hidden) weight = xsimd::select(is_hidden, batch(T(-0.0)), weight);
+      weight.store_aligned(scores + k);
+    }
+    if constexpr (SumsScores) {
+      alignas(64) T parts[lanes];
+      score_sum.store_aligned(parts);
+      for (T part : parts) to.score_sum[row] += part;
+    }
+    return hidden;
+  }
+
+  static batch keys_from(index_t first) {
+    alignas(64) T positions[lanes];
+    for (index_t i = 0; i < lanes; ++i) positions[i] = static_cast<T>(first + i);
+    return batch::load_aligned(positions);
+  }
+
+  static batch modified(Bound const& bound, batch score, batch const& query, index_t first_key, T const* numbers) {
+    if constexpr (std::tuple_size_v<decltype(Bound::modifiers)> > 0) {
+      batch const key = keys_from(first_key);
+      auto const step = [&](auto const& modifier) {
+        if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>) {
+          score = modifier.apply(score, batch::load_aligned(numbers));
+          numbers += staged_stride;
+        } else {
+          score = modifier.apply(score, query, key);
+        }
+      };
+      std::apply([&](auto const&... modifier) { (step(modifier), ...); }, bound.modifiers);
+      score *= batch(score_tile<1, Arch, T, Bound>::unit);
+    }
+    return score;
+  }
+
+  static batch visible(Bound const& bound, batch score, index_t position, batch const& query, index_t first_key) {
+    batch const hidden(-std::numeric_limits<T>::infinity());
+    if constexpr (requires { { bound.pattern.keep(query, query) } -> std::convertible_to<typename batch::batch_bool_type>; }) {
+      return xsimd::select(bound.pattern.keep(query, keys_from(first_key)), score, hidden);
+    } else {
+      alignas(64) T lane_scores[lanes];
+      score.store_aligned(lane_scores);
+      for (index_t i = 0; i < lanes; ++i)
+        if (!bound.pattern.keep(position, first_key + i)) lane_scores[i] = -std::numeric_limits<T>::infinity();
+      return batch::load_aligned(lane_scores);
+    }
+  }
+
+  /// The lanes of a row's state saw different keys: joins them in all lanes, by halves.
+  void fold_lanes(states const& to, index_t row, Bound const& bound) {
+    using state = typename states::state;
+    constexpr std::size_t registers = sizeof(state) / sizeof(batch);
+    for (index_t half = lanes / 2; half > 0; half /= 2) {
+      alignas(64) T mine[registers][static_cast<std::size_t>(lanes)], turned[registers][static_cast<std::size_t>(lanes)];
+      std::memcpy(mine, &to.rows[row], sizeof(state));
+      for (std::size_t i = 0; i < registers; ++i)
+        for (index_t lane = 0; lane < lanes; ++lane) turned[i][lane] = mine[i][(lane + half) % lanes];
+      state other;
+      std::memcpy(static_cast<void*>(&other), turned, sizeof(state));
+      bound.normaliser.join(to.rows[row], other);
+    }
+  }
+
+  static constexpr index_t staged_stride = keys_per_tile;
+  problem<T> const& p_;
+  Sentence const& whole_;
+  index_t dim_;
+  index_t value_dim_;
+  T* query_;
+  T* scores_;
+  T* staged_;
+  T* rows_;
+};
+
+/// A decode pass over problem `p` into `out`, its shapes checked; `observers` see the rows.
+template <class Arch, class T, class Sentence, class Executor, class... Observers>
+void decode_pass(problem<T> const& p, Sentence const& whole, std::tuple<Observers...> const& observers,
+                 Executor const& run_on, workspace& scratch_memory, sink<T> const& out) {
+  using bound_type = decltype(whole.at(place{}));
+  using batch = xsimd::batch<T, Arch>;
+  using states_type = decode_states<T, Arch, bound_type>;
+  using worker_type =
+      decode_worker<T, Arch, Sentence, bound_type, (false || ... || wants_mean_score<Observers>)>;
+  if (p.heads == 0) return;
+
+  // Heads that lie interleaved are read together.
+  index_t const groups = std::gcd(p.key_heads, p.value_heads);
+  bool const interleaved = std::abs(p.key.strides()[2]) < std::abs(p.key.strides()[1]);
+  index_t const parts = interleaved ? 1 : groups, heads_per_part = p.heads / parts;
+  index_t most_rows = 0, chunks = 1;
+  for (index_t g = 0; g < p.sequence.count; ++g)
+    if (place const where = p.sequence.at(g, 0); where.rows <= most_decode_rows) {
+      most_rows = std::max(most_rows, where.rows);
+      chunks = std::max(chunks, decode_chunks::count(where.keys));
+    }
+  if (most_rows == 0) return;
+  index_t const rows = heads_per_part * most_rows;
+  index_t const padded = simd::round_up(p.value_dim, static_cast<index_t>(batch::size));
+  index_t const concurrency = static_cast<index_t>(run_on.concurrency());
+
+  arena measure_states, measure_worker;
+  states_type(measure_states, rows, padded);
+  worker_type(measure_worker, p, whole, rows);
+  index_t const state_bytes = static_cast<index_t>(measure_states.used());
+  index_t const worker_bytes = static_cast<index_t>(measure_worker.used());
+  index_t const pieces = p.sequence.count * parts * chunks;
+  std::byte* const memory =
+      scratch_memory.reserve(static_cast<std::size_t>(pieces * state_bytes + concurrency * worker_bytes));
+  std::byte* const workers = memory + pieces * state_bytes;
+
+  parallel_for(run_on, pieces, [&](index_t piece, index_t worker) {
+    index_t const sequence = piece / chunks / parts, part = piece / chunks % parts, chunk = piece % chunks;
+    place const where = p.sequence.at(sequence, 0);
+    if (where.rows > most_decode_rows) return;
+    index_t const size = decode_chunks::size(where.keys);
+    arena of_states(memory + piece * state_bytes), own(workers + worker * worker_bytes);
+    states_type const to(of_states, rows, padded);
+    worker_type(own, p, whole, rows)
+        .run(sequence, {part * heads_per_part, (part + 1) * heads_per_part},
+             intersect({chunk * size, (chunk + 1) * size}, {0, where.keys}), to);
+  });
+
+  parallel_for(run_on, p.sequence.count * p.heads, [&](index_t piece, index_t) {
+    index_t const sequence = piece / p.heads, head = piece % p.heads, part = head / heads_per_part;
+    place const where = p.sequence.at(sequence, head);
+    if (where.rows > most_decode_rows) return;
+    bound_type const bound = whole.at(where);
+    auto const states_of = [&](index_t chunk) {
+      arena of_states(memory + ((sequence * parts + part) * chunks + chunk) * state_bytes);
+      return states_type(of_states, rows, padded);
+    };
+    constexpr T unit = static_cast<T>(decltype(bound_type::normaliser)::score_unit);
+    for (index_t n = 0; n < where.rows; ++n) {
+      index_t const row = (head - part * heads_per_part) * where.rows + n;
+      states_type const all = states_of(0);
+      for (index_t chunk = 1; chunk < chunks; ++chunk) all.join(row, states_of(chunk), row, bound.normaliser);
+      finished_row<batch> const done = bound.normaliser.finish(all.rows[row]);
+      T* const sum = all.accumulated + row * padded;
+      for (index_t c = 0; c < p.value_dim; ++c) sum[c] *= done.factor.get(0);
+      out.store(where.batch, head, where.first_row + n, 1, sum, padded);
+      row_summary<T> const summary{done.lse.get(0), all.row_max[row] / unit, all.score_sum[row] * done.factor.get(0) / unit};
+      std::apply([&](auto const&... observer) { (observer.observe(where, n, summary), ...); }, observers);
+    }
+  });
+}
+
+}  // namespace heed::attend

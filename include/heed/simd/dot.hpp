@@ -1,0 +1,75 @@
+#pragma once
+
+#include <heed/simd/lanes.hpp>
+
+#include <algorithm>
+
+/// Products for few queries, where keys are read once and in the order they lie: dimensions in lanes.
+namespace heed::simd {
+
+/// scores[q * score_stride + k] = query(q) . key(k) for up to as many keys as a register has lanes. Rows are `depth`
+/// numbers long, a number of whole registers.
+template <int Queries, class Arch, class T>
+void dot_rows(T const* queries, index_t query_stride, T const* keys, index_t key_stride, index_t count, index_t depth,
+              T* scores, index_t score_stride) {
+  using batch = xsimd::batch<T, Arch>;
+  constexpr auto lanes = static_cast<index_t>(batch::size);
+  // One round fills a register with sums: Queries x lanes / Queries of them.
+  constexpr index_t keys_per_round = lanes / Queries;
+  static_assert(keys_per_round * Queries == lanes);
+  for (index_t first = 0; first < count; first += keys_per_round) {
+    T const* key[keys_per_round];
+    batch sum[Queries][keys_per_round];
+#pragma GCC unroll 16
+    for (index_t k = 0; k < keys_per_round; ++k) {
+      key[k] = keys + std::min(first + k, count - 1) * key_stride;
+#pragma GCC unroll 4
+      for (int q = 0; q < Queries; ++q) sum[q][k] = batch(T(0));
+    }
+    auto const step = [&](index_t k, index_t d) {
+      batch const part = batch::load_unaligned(key[k] + d);
+#pragma GCC unroll 4
+      for (int q = 0; q < Queries; ++q)
+        sum[q][k] = xsimd::fma(part, batch::load_aligned(queries + q * query_stride + d), sum[q][k]);
+    };
+    if constexpr (Queries == 1) {
+      // One row after the other: memory is read in order, and the rows' sums overlap in flight.
+#pragma GCC unroll 16
+      for (index_t k = 0; k < keys_per_round; ++k)
+        for (index_t d = 0; d < depth; d += lanes) step(k, d);
+    } else {
+      for (index_t d = 0; d < depth; d += lanes)
+#pragma GCC unroll 16
+        for (index_t k = 0; k < keys_per_round; ++k) step(k, d);
+    }
+    alignas(64) T result[lanes];
+    xsimd::haddp(&sum[0][0]).store_aligned(result);
+    for (int q = 0; q < Queries; ++q)
+      for (index_t k = 0; k < std::min(keys_per_round, count - first); ++k)
+        scores[q * score_stride + first + k] = result[q * keys_per_round + k];
+  }
+}
+
+/// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned.
+template <class Arch, class T>
+void add_weighted_rows(T const* weights, T const* rows, index_t stride, index_t count, index_t columns, T* to) {
+  using batch = xsimd::batch<T, Arch>;
+  constexpr auto lanes = static_cast<index_t>(batch::size);
+  index_t k = 0;
+  for (; k + 4 <= count; k += 4) {
+    T const* const row = rows + k * stride;
+    batch const weight[4] = {batch(weights[k]), batch(weights[k + 1]), batch(weights[k + 2]), batch(weights[k + 3])};
+    for (index_t c = 0; c < columns; c += lanes) {
+      batch sum = batch::load_aligned(to + c);
+#pragma GCC unroll 4
+      for (index_t i = 0; i < 4; ++i) sum = xsimd::fma(weight[i], batch::load_unaligned(row + i * stride + c), sum);
+      sum.store_aligned(to + c);
+    }
+  }
+  for (; k < count; ++k)
+    for (index_t c = 0; c < columns; c += lanes)
+      xsimd::fma(batch(weights[k]), batch::load_unaligned(rows + k * stride + c), batch::load_aligned(to + c))
+          .store_aligned(to + c);
+}
+
+}  // namespace heed::simd
