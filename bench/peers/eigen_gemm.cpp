@@ -22,7 +22,10 @@ struct eigen_product {
   }
 };
 
-rows const all([] { add_forward_peer("eigen_gemm", attend_by_two_products<eigen_product>); });
+rows const all([] {
+  Eigen::setNbThreads(1);  // compiled with OpenMP, it would take them all
+  add_forward_peer("eigen_gemm", attend_by_two_products<eigen_product>);
+});
 
 }  // namespace
 }  // namespace heed_bench
