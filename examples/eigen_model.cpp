@@ -1,8 +1,8 @@
 // A transformer encoder block in Eigen, its attention by heed.
 //
-// Eigen's matrices are used where they lie: heed::view reads the columns of one as heads side by side. The
-// same block with attention as Eigen alone would compute it, two products and the N x N matrix between
-// them, checks the result.
+// Eigen's matrices are used where they lie: heed::view reads the columns of one as heads side by
+// side. The same block with attention as Eigen alone would compute it, two products and the N x N
+// matrix between them, checks the result.
 
 #include <heed/heed.hpp>
 #include <heed/view/eigen.hpp>
@@ -84,7 +84,8 @@ struct encoder_block {
 
     auto const start = std::chrono::steady_clock::now();
     matrix const mixed = attention(query, key, value, heads);
-    attention_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    attention_seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
     x += to_out(mixed);
     x += narrow(gelu(widen(layer_norm(x))));
@@ -96,7 +97,8 @@ int main() {
   Index const positions = 1000, width = 256, heads = 4;
   std::mt19937 random(1);
   encoder_block const block(width, heads, random);
-  matrix const x = linear(positions, width, random).weight * std::sqrt(static_cast<float>(positions));
+  matrix const x =
+      linear(positions, width, random).weight * std::sqrt(static_cast<float>(positions));
 
   double heed_seconds = 0, eigen_seconds = 0;
   matrix by_heed, by_eigen;
@@ -107,9 +109,11 @@ int main() {
   }
 
   float const difference = (by_heed - by_eigen).cwiseAbs().maxCoeff();
-  std::printf("An encoder block of %d positions, width %d, %d heads.\n", int(positions), int(width), int(heads));
+  std::printf("An encoder block of %d positions, width %d, %d heads.\n", int(positions), int(width),
+              int(heads));
   std::printf("attention by heed          %7.2f ms\n", 1e3 * heed_seconds);
   std::printf("attention by two products  %7.2f ms\n", 1e3 * eigen_seconds);
-  std::printf("largest difference between the two outputs: %.1e\n", static_cast<double>(difference));
+  std::printf("largest difference between the two outputs: %.1e\n",
+              static_cast<double>(difference));
   return difference < 1e-4f ? 0 : 1;
 }

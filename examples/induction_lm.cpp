@@ -1,22 +1,24 @@
 // A language model made of nothing but attention. Nothing is trained.
 //
-// To guess the next character of a text, look for the places where the text read like this before, and see
-// which characters followed there. That is one head of softmax attention (an "induction head"):
+// To guess the next character of a text, look for the places where the text read like this before,
+// and see which characters followed there. That is one head of softmax attention:
 //
-//   query i   what the text looks like at character i: a sum of random vectors, one for its last character,
-//             one for its last two, and so on up to its last eight
-//   key j     the same for an earlier character j. The more of their pasts agree, the higher the score.
-//   value j   the character that followed, j + 1, as a row with a single 1: so what comes out of attention
-//             is a probability for every character.
+//   query i  what the text looks like at character i: a sum of random vectors, one for its last
+//            character, one for its last two, and so on up to its last eight
+//   key j    the same for an earlier character. The more of their pasts agree, the higher the
+//   score. value j  the character that followed, as a row of zeros with a single 1: what comes out
+//   of
+//            attention is a probability for every character.
 //
-// The program reads a text this way once for every mechanism in the table `mechanisms` below, and then goes
-// on writing by itself, one query at a time against a cache of keys and values.
+// The program reads a text this way with every mechanism in the table `mechanisms` below, and then
+// goes on writing by itself, one query at a time against a cache of keys and values.
 
 #include <heed/heed.hpp>
 #include <heed/parallel/eigen_pool.hpp>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -29,6 +31,7 @@
 #include <functional>
 #include <iostream>
 #include <iterator>
+#include <optional>
 #include <random>
 #include <span>
 #include <stdexcept>
@@ -52,21 +55,25 @@ using std::size_t;
 using bytes = std::string_view;
 using pool = Eigen::ThreadPool;
 
-// --- How a place in a text is described -----------------------------------------------------------------
+// --- How a place in a text is described --------------------------------------------------------
 
 constexpr index_t head_dim = 64;
 
-/// The last `length` characters have a random vector of this amplitude. A score grows by the square of it,
-/// and whoever agrees in a longer context agrees in all the shorter ones too.
+/// The last `length` characters have a random vector of this amplitude. A score grows by the square
+/// of it, and whoever agrees in a longer context agrees in all the shorter ones too.
 struct context {
   size_t length;
   float amplitude;
 };
-constexpr context contexts[] = {{1, 5}, {2, 3}, {3, 3}, {4, 2}, {6, 2}, {8, 2}};
+constexpr context contexts[] = {{1, 5}, {2, 3}, {3, 3}, {4, 2}, {6, 2}, {8, 3}};
 
-/// The score of two places that agree in all contexts. Others score by what they share, give or take the
-/// noise of 64 dimensions.
-constexpr double sharpness = 18;
+/// The score of two places that agree in all contexts. Others score by what they share, give or
+/// take the noise of 64 dimensions.
+constexpr double sharpness = 20;
+
+constexpr unsigned char byte(char c) {
+  return static_cast<unsigned char>(c);
+}
 
 constexpr std::uint64_t scramble(std::uint64_t x) {
   x += 0x9e3779b97f4a7c15;
@@ -75,15 +82,15 @@ constexpr std::uint64_t scramble(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-/// Writes the unit vector that describes the end of `past`. Every head draws its own random vectors.
+/// Writes the unit vector that describes the end of `past`. Every head draws its own random
+/// vectors.
 void embed(bytes past, index_t head, std::span<float, head_dim> vector) {
   std::ranges::fill(vector, 0.f);
   std::uint64_t hash = scramble(static_cast<std::uint64_t>(head));
   size_t length = 0;
   for (auto [full_length, amplitude] : contexts) {
     if (full_length > past.size()) break;
-    while (length < full_length)
-      hash = scramble(hash ^ static_cast<unsigned char>(past[past.size() - ++length]));
+    while (length < full_length) hash = scramble(hash ^ byte(past[past.size() - ++length]));
     std::uint64_t const signs = scramble(~hash);
     for (size_t d = 0; d < vector.size(); ++d)
       vector[d] += (signs >> d & 1) != 0 ? amplitude : -amplitude;
@@ -94,23 +101,23 @@ void embed(bytes past, index_t head, std::span<float, head_dim> vector) {
   for (float& x : vector) x /= std::sqrt(square);
 }
 
-// --- What attention reads -------------------------------------------------------------------------------
+// --- What attention reads ----------------------------------------------------------------------
 
 /// The characters of a text, numbered from 0.
 class alphabet {
  public:
   explicit alphabet(bytes text) {
     std::array<bool, 256> seen{};
-    for (char c : text) seen[static_cast<unsigned char>(c)] = true;
-    for (size_t byte = 0; byte < seen.size(); ++byte)
-      if (seen[byte]) {
-        number_[byte] = static_cast<index_t>(characters_.size());
-        characters_ += static_cast<char>(byte);
+    for (char c : text) seen[byte(c)] = true;
+    for (size_t code = 0; code < seen.size(); ++code)
+      if (seen[code]) {
+        number_[code] = index_t(characters_.size());
+        characters_ += static_cast<char>(code);
       }
   }
 
-  index_t size() const { return static_cast<index_t>(characters_.size()); }
-  index_t number(char c) const { return number_[static_cast<unsigned char>(c)]; }
+  index_t size() const { return index_t(characters_.size()); }
+  index_t number(char c) const { return number_[byte(c)]; }
   char character(size_t number) const { return characters_[number]; }
 
  private:
@@ -118,8 +125,8 @@ class alphabet {
   std::string characters_;
 };
 
-/// A text as queries, keys and values. There is a key for every character but the last: its value is the
-/// character after it.
+/// A text as queries, keys and values. There is a key for every character but the last: its value
+/// is the character after it.
 template <class Element>
 struct memory {
   index_t length, heads, symbols;
@@ -127,33 +134,38 @@ struct memory {
   std::vector<Element> keys, values;
 
   memory(bytes text, alphabet const& letters, index_t head_count)
-      : length(static_cast<index_t>(text.size())),
+      : length(index_t(text.size())),
         heads(head_count),
         symbols(letters.size()),
-        queries(static_cast<size_t>(length * heads * head_dim)),
-        values(static_cast<size_t>((length - 1) * symbols)) {
+        queries(size_t(length * heads * head_dim)),
+        values(size_t((length - 1) * symbols)) {
     for (index_t i = 0; i < length; ++i)
       for (index_t head = 0; head < heads; ++head)
-        embed(text.substr(0, static_cast<size_t>(i) + 1), head,
+        embed(text.substr(0, size_t(i) + 1), head,
               std::span<float, head_dim>(&query_view()(0, i, head, 0), head_dim));
     keys.reserve(queries.size());
     for (float x : queries) keys.push_back(static_cast<Element>(x));
     for (index_t j = 0; j + 1 < length; ++j)
-      values[static_cast<size_t>(j * symbols + letters.number(text[static_cast<size_t>(j) + 1]))] =
-          Element(1);
+      values[size_t(j * symbols + letters.number(text[size_t(j) + 1]))] = Element(1);
   }
 
-  tensor_view<float, 4> query_view() { return heed::bnhd(queries.data(), 1, length, heads, head_dim); }
+  tensor_view<float, 4> query_view() {
+    return heed::bnhd(queries.data(), 1, length, heads, head_dim);
+  }
   tensor_view<Element, 4> key_view() { return heed::bnhd(keys.data(), 1, length, heads, head_dim); }
-  tensor_view<Element, 4> value_view() { return heed::bnhd(values.data(), 1, length - 1, 1, symbols); }
+  tensor_view<Element, 4> value_view() {
+    return heed::bnhd(values.data(), 1, length - 1, 1, symbols);
+  }
 
   /// What queries [first, first + count) find: one row of next characters for each query and head.
   ///
-  /// At character i nothing after i is known, so that the last key is i - 1, whose value is character i.
-  /// Hence one key fewer than queries; and as the last query stands at the last key, heed::causal is right.
+  /// At character i nothing after i is known, so that the last key is i - 1, whose value is
+  /// character i. Hence one key fewer than queries; and as the last query stands at the last key,
+  /// heed::causal is right.
   template <class... Ingredients>
-  void look(index_t first, index_t count, std::vector<float>& found, Ingredients const&... ingredients) {
-    found.resize(static_cast<size_t>(count * heads * symbols));
+  void look(index_t first, index_t count, std::vector<float>& found,
+            Ingredients const&... ingredients) {
+    found.resize(size_t(count * heads * symbols));
     index_t const known = first + count - 1;
     heed::attention(query_view().slice(1, first, count), key_view().slice(1, 0, known),
                     value_view().slice(1, 0, known),
@@ -162,43 +174,42 @@ struct memory {
   }
 };
 
-// --- From what was found to a probability ---------------------------------------------------------------
+// --- From what was found to a probability ------------------------------------------------------
 
 /// How often each byte occurred so far, with half an occurrence for free.
 class frequencies {
  public:
   void add(char c) {
-    ++count_[static_cast<unsigned char>(c)];
+    ++count_[byte(c)];
     ++total_;
   }
-  double operator()(char c) const {
-    return (count_[static_cast<unsigned char>(c)] + 0.5) / (total_ + 0.5 * 256);
-  }
+  double operator()(char c) const { return (count_[byte(c)] + 0.5) / (total_ + 0.5 * 256); }
 
  private:
   std::array<double, 256> count_{};
   double total_ = 0;
 };
 
-/// This much of the prediction, and whatever attention leaves over (where it met no key, or gave part of
-/// its weight to a sink), goes by plain frequencies: so no character is impossible and all sum to 1.
-constexpr double share_of_frequencies = 0.03;
+/// This much of the prediction goes by plain frequencies, and so does whatever attention leaves
+/// over (where it met no key, or gave weight to a sink): no character is impossible, and all sum
+/// to 1.
+constexpr double share_of_frequencies = 0.025;
 
 /// The predicted probability of a character. `found`: a row for each head; the heads vote equally.
-double probability(std::span<float const> found, alphabet const& letters, frequencies const& frequency,
-                   char c) {
-  auto const symbols = static_cast<size_t>(letters.size());
-  auto const heads = static_cast<double>(found.size() / symbols);
+double probability(std::span<float const> found, alphabet const& letters,
+                   frequencies const& frequency, char c) {
+  auto const symbols = size_t(letters.size());
+  auto const heads = double(found.size() / symbols);
   double votes = 0, all_votes = 0;
   for (size_t i = 0; i < found.size(); ++i) {
-    all_votes += static_cast<double>(found[i]);
-    if (i % symbols == static_cast<size_t>(letters.number(c))) votes += static_cast<double>(found[i]);
+    all_votes += double(found[i]);
+    if (i % symbols == size_t(letters.number(c))) votes += double(found[i]);
   }
   double const trust = (1 - share_of_frequencies) / heads;
   return trust * votes + (1 - trust * all_votes) * frequency(c);
 }
 
-// --- Reading a text with one mechanism ------------------------------------------------------------------
+// --- Reading a text with one mechanism ---------------------------------------------------------
 
 /// A bar on stderr for runs that take a while, where someone watches.
 class progress_bar {
@@ -213,7 +224,7 @@ class progress_bar {
   void show(double share) {
     if (!watched_ || seconds_since(start_) < 0.5) return;
     constexpr int width = 40;
-    std::string bar(static_cast<size_t>(share * width), '#');
+    std::string bar(size_t(share * width), '#');
     bar.resize(width, '.');
     std::fprintf(stderr, "\r%-32s [%s] %3.0f%%", name_.c_str(), bar.c_str(), 100 * share);
     shown_ = true;
@@ -251,66 +262,65 @@ double keys_met(Pattern const& pattern, index_t i) {
     if (heed::pattern_cover(pattern, row, keys) == heed::coverage::all)
       met += keys.size();
     else
-      for (index_t key = keys.first; key < keys.last; ++key) met += pattern.keep(position, key) ? 1 : 0;
+      for (index_t key = keys.first; key < keys.last; ++key)
+        met += pattern.keep(position, key) ? 1 : 0;
   }
-  return static_cast<double>(met);
+  return double(met);
 }
 
 /// Whether predictions stay the same, to the bit, when everything after them is replaced.
 template <class Element, class... Ingredients>
-bool is_causal(bytes text, alphabet const& letters, index_t heads, Ingredients const&... ingredients) {
+bool is_causal(bytes text, alphabet const& letters, index_t heads,
+               Ingredients const&... ingredients) {
   std::string passage(text.substr(0, 2048));
-  auto const half = static_cast<index_t>(passage.size() / 2);
+  auto const half = index_t(passage.size() / 2);
   std::vector<float> before, after;
-  memory<Element>(passage, letters, heads)
-      .look(0, static_cast<index_t>(passage.size()), before, ingredients...);
+  memory<Element>(passage, letters, heads).look(0, index_t(passage.size()), before, ingredients...);
   std::ranges::fill(passage.begin() + half, passage.end(), letters.character(0));
-  memory<Element>(passage, letters, heads)
-      .look(0, static_cast<index_t>(passage.size()), after, ingredients...);
+  memory<Element>(passage, letters, heads).look(0, index_t(passage.size()), after, ingredients...);
   return std::memcmp(before.data(), after.data(),
-                     static_cast<size_t>(half * heads * letters.size()) * sizeof(float)) == 0;
+                     size_t(half * heads * letters.size()) * sizeof(float)) == 0;
 }
 
 /// Predicts every character of the text from those before it, and counts from `warm_up` on.
 template <class Element, class Pattern, class... Ingredients>
-reading read(std::string const& name, bytes text, index_t warm_up, pool& threads, index_t heads,
-             Pattern const& pattern, Ingredients const&... ingredients) {
+reading read_with(std::string const& name, bytes text, index_t warm_up, pool& threads,
+                  index_t heads, Pattern const& pattern, Ingredients const&... ingredients) {
   alphabet const letters(text);
   reading result{};
   result.is_causal =
       is_causal<Element>(text, letters, heads, heed::on{threads}, pattern, ingredients...);
 
-  memory<Element> mind(text, letters, heads);
+  memory<Element> past(text, letters, heads);
   frequencies frequency;
-  for (char c : text.substr(0, static_cast<size_t>(warm_up) - 1)) frequency.add(c);
+  for (char c : text.substr(0, size_t(warm_up) - 1)) frequency.add(c);
 
   progress_bar progress(name);
   std::vector<float> found;
   double bits = 0, earlier_keys = 0;
   index_t const chunk = 4096;
   // Query i predicts character i + 1.
-  for (index_t first = warm_up - 1; first < mind.length - 1; first += chunk) {
-    index_t const count = std::min(chunk, mind.length - 1 - first);
+  for (index_t first = warm_up - 1; first < past.length - 1; first += chunk) {
+    index_t const count = std::min(chunk, past.length - 1 - first);
     auto const start = progress_bar::clock::now();
-    mind.look(first, count, found, heed::on{threads}, pattern, ingredients...);
+    past.look(first, count, found, heed::on{threads}, pattern, ingredients...);
     result.seconds += progress_bar::seconds_since(start);
 
-    size_t const row = found.size() / static_cast<size_t>(count);
+    size_t const row = found.size() / size_t(count);
     for (index_t i = first; i < first + count; ++i) {
-      auto const here = static_cast<size_t>(i);
+      auto const here = size_t(i);
       frequency.add(text[here]);
-      bits -= std::log2(probability(
-          std::span(found).subspan(static_cast<size_t>(i - first) * row, row), letters, frequency,
-          text[here + 1]));
-      result.pairs += keys_met(pattern, i) * static_cast<double>(heads);
-      earlier_keys += static_cast<double>(i * heads);
+      bits -= std::log2(probability(std::span(found).subspan(size_t(i - first) * row, row), letters,
+                                    frequency, text[here + 1]));
+      result.pairs += keys_met(pattern, i) * double(heads);
+      earlier_keys += double(i * heads);
     }
-    auto const done = static_cast<double>(first + count), all = static_cast<double>(mind.length);
+    auto const done = double(first + count), all = double(past.length);
     progress.show(done * done / (all * all));
   }
-  result.characters = static_cast<double>(mind.length - warm_up);
+  result.characters = double(past.length - warm_up);
   result.bits_per_character = bits / result.characters;
-  result.operations = result.pairs * 2 * static_cast<double>(head_dim + letters.size());
+  result.operations = result.pairs * 2 * double(head_dim + letters.size());
   result.share_visited = result.pairs / earlier_keys;
   return result;
 }
@@ -324,15 +334,17 @@ struct mechanism {
 template <class Element = float, index_t heads = 1, class Pattern, class... Ingredients>
 mechanism row(std::string name, Pattern pattern, Ingredients... ingredients) {
   return {name, [=](bytes text, index_t warm_up, pool& threads) {
-            return read<Element>(name, text, warm_up, threads, heads, pattern, ingredients...);
+            return read_with<Element>(name, text, warm_up, threads, heads, pattern, ingredients...);
           }};
 }
 
-/// The most recent `count` keys, the query's own place included.
-heed::sliding_window last(index_t count) { return {.left = count - 1, .right = 0}; }
+/// The most recent `count` keys.
+heed::sliding_window last(index_t count) {
+  return {.left = count - 1, .right = 0};
+}
 
-constexpr float recency[] = {1.f / 6000};
-constexpr float doubt[] = {12};
+constexpr float recency[] = {1.f / 16000};
+constexpr float doubt[] = {12.5f};
 
 std::vector<mechanism> mechanisms() {
   tensor_view<float const, 1> const slopes(recency, {1});
@@ -347,44 +359,46 @@ std::vector<mechanism> mechanisms() {
       row("alibi: the nearer the better", causal, heed::alibi{slopes}),
       row("softcap: scores below 30", causal, heed::softcap{30}),
       row("sink: free to stay undecided", causal, heed::softmax_with_sinks{sinks}),
+      row("the last 1024, and a sink", last(1024), heed::softmax_with_sinks{sinks}),
       row<Eigen::half>("keys and values in half", causal),
       row<Eigen::bfloat16>("keys and values in bfloat16", causal),
       row<float, 2>("two heads, voting", causal),
   };
 }
 
-// --- Writing on -----------------------------------------------------------------------------------------
+// --- Writing on --------------------------------------------------------------------------------
 
 /// Draws a character. A temperature below 1 favours the likely ones.
 char draw(std::span<float const> found, alphabet const& letters, frequencies const& frequency,
           double temperature, std::mt19937_64& random) {
   std::vector<double> weights;
   for (index_t n = 0; n < letters.size(); ++n)
-    weights.push_back(
-        std::pow(probability(found, letters, frequency, letters.character(static_cast<size_t>(n))),
-                 1 / temperature));
-  return letters.character(std::discrete_distribution<size_t>(weights.begin(), weights.end())(random));
+    weights.push_back(std::pow(probability(found, letters, frequency, letters.character(size_t(n))),
+                               1 / temperature));
+  return letters.character(
+      std::discrete_distribution<size_t>(weights.begin(), weights.end())(random));
 }
 
-/// Prints `length` characters that could follow `text`, and returns how many were written per second.
-double write_on(std::string text, size_t length, double temperature, std::uint64_t seed, pool& threads) {
+/// Prints `length` characters that could follow `text`; returns how many were written a second.
+double write_on(std::string text, size_t length, double temperature, std::uint64_t seed,
+                pool& threads) {
   alphabet const letters(text);
   index_t const symbols = letters.size();
-  memory<float> mind(text, letters, 1);
+  memory<float> past(text, letters, 1);
   frequencies frequency;
   for (char c : text) frequency.add(c);
 
   auto const capacity = text.size() + length;
-  std::vector<float> keys(capacity * static_cast<size_t>(head_dim));
-  std::vector<float> values(capacity * static_cast<size_t>(symbols));
-  heed::kv_cache cache(
-      heed::bnhd(keys.data(), 1, static_cast<index_t>(capacity), 1, head_dim),
-      heed::bnhd(values.data(), 1, static_cast<index_t>(capacity), 1, symbols));
-  cache.append(mind.key_view().slice(1, 0, mind.length - 1), mind.value_view());
+  std::vector<float> keys(capacity * size_t(head_dim));
+  std::vector<float> values(capacity * size_t(symbols));
+  heed::kv_cache cache(heed::bnhd(keys.data(), 1, index_t(capacity), 1, head_dim),
+                       heed::bnhd(values.data(), 1, index_t(capacity), 1, symbols));
+  cache.append(past.key_view().slice(1, 0, past.length - 1), past.value_view());
 
   std::array<float, head_dim> here;
   auto const here_view = heed::bnhd(here.data(), 1, 1, 1, head_dim);
-  std::vector<float> found(static_cast<size_t>(symbols)), chosen(found.size());
+  auto const row = size_t(symbols);
+  std::vector<float> found(row), chosen(row);
   std::mt19937_64 random(seed);
 
   auto const start = progress_bar::clock::now();
@@ -398,24 +412,24 @@ double write_on(std::string text, size_t length, double temperature, std::uint64
 
     // The query of this place is a key from now on, and its value is what was chosen.
     std::ranges::fill(chosen, 0.f);
-    chosen[static_cast<size_t>(letters.number(next))] = 1;
+    chosen[size_t(letters.number(next))] = 1;
     cache.append(here_view, heed::bnhd(chosen.data(), 1, 1, 1, symbols));
     frequency.add(next);
     text += next;
   }
-  return static_cast<double>(length) / progress_bar::seconds_since(start);
+  return double(length) / progress_bar::seconds_since(start);
 }
 
-// --- What to compare with -------------------------------------------------------------------------------
+// --- What to compare with ----------------------------------------------------------------------
 
 /// Bits per character of a code that knows only how frequent each character is.
 double order_0_entropy(bytes text) {
   std::array<double, 256> count{};
-  for (char c : text) ++count[static_cast<unsigned char>(c)];
+  for (char c : text) ++count[byte(c)];
   double bits = 0;
   for (double n : count)
-    if (n > 0) bits -= n * std::log2(n / static_cast<double>(text.size()));
-  return bits / static_cast<double>(text.size());
+    if (n > 0) bits -= n * std::log2(n / double(text.size()));
+  return bits / double(text.size());
 }
 
 /// The bits that `gzip -9` needs, or 0 if it cannot be run.
@@ -425,17 +439,17 @@ double gzip_bits(bytes text) {
   std::fwrite(text.data(), 1, text.size(), file);
   std::rewind(file);
   std::string const command =
-      "gzip -9 -c </dev/fd/" + std::to_string(fileno(file)) + " 2>/dev/null | wc -c 2>/dev/null";
+      "(gzip -9 -c </dev/fd/" + std::to_string(fileno(file)) + " | wc -c) 2>/dev/null";
   long size = 0;
   if (std::FILE* const pipe = popen(command.c_str(), "r")) {
     if (std::fscanf(pipe, "%ld", &size) != 1) size = 0;
     pclose(pipe);
   }
   std::fclose(file);
-  return 8.0 * static_cast<double>(size);
+  return 8.0 * double(size);
 }
 
-// --- The program ----------------------------------------------------------------------------------------
+// --- The program -------------------------------------------------------------------------------
 
 constexpr char const* usage = R"(A language model made of nothing but attention.
 
@@ -444,22 +458,22 @@ constexpr char const* usage = R"(A language model made of nothing but attention.
 Reads FILE ("-": standard input; default: heed's own headers), predicts every character from those
 before it with each of heed's mechanisms, and then writes on by itself.
 
-  --max N            read at most N characters (default 65536)
+  --max N            read at most N characters (default 32768)
   --threads N        worker threads (default: all of the machine's)
-  --prompt TEXT      what to continue, after the text (default "template <class ")
+  --prompt TEXT      what to continue, as if it stood at the end of the text
   --length N         how many characters to write (default 600)
-  --temperature T    how daring: 0.1 repeats the likeliest, 1 draws as predicted (default 0.5)
+  --temperature T    how daring: 0.1 repeats the likeliest, 1 draws as predicted (default 0.7)
   --seed N           of the random draws (default 1)
   --help             this
 )";
 
 struct options {
   std::string file;
-  size_t max = 65536;
+  size_t max = 32768;
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  std::string prompt = "template <class ";
+  std::optional<std::string> prompt;
   size_t length = 600;
-  double temperature = 0.5;
+  double temperature = 0.7;
   std::uint64_t seed = 1;
   bool help = false;
 };
@@ -517,9 +531,11 @@ std::string read_stream(std::istream& stream) {
 }
 
 std::string read_file(std::filesystem::path const& path) {
-  if (std::filesystem::is_directory(path)) throw std::runtime_error(path.string() + " is a folder; expected a file");
+  if (std::filesystem::is_directory(path))
+    throw std::runtime_error(path.string() + " is a folder; expected a file");
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw std::runtime_error("cannot open " + path.string() + ": " + std::strerror(errno));
+  if (!stream)
+    throw std::runtime_error("cannot open " + path.string() + ": " + std::strerror(errno));
   return read_stream(stream);
 }
 
@@ -548,26 +564,29 @@ std::string read_text(std::string const& file) {
 int run(options const& given) {
   constexpr size_t shortest = 64;
   std::string text = read_text(given.file);
-  std::string const source = given.file.empty() ? "heed's headers" : given.file == "-" ? "standard input" : given.file;
+  std::string const source = given.file.empty()  ? "heed's headers"
+                             : given.file == "-" ? "standard input"
+                                                 : given.file;
   if (text.empty()) throw std::runtime_error(source + " is empty: there is nothing to learn from");
   if (text.size() < shortest || given.max < shortest)
-    throw std::runtime_error("the text is too short: " + std::to_string(std::min(text.size(), given.max)) +
-                             " characters; prediction needs at least " + std::to_string(shortest));
+    throw std::runtime_error(
+        "the text is too short: " + std::to_string(std::min(text.size(), given.max)) +
+        " characters; prediction needs at least " + std::to_string(shortest));
 
   size_t const whole = text.size();
   text.resize(std::min(whole, given.max));
-  auto const warm_up = static_cast<index_t>(std::min<size_t>(4096, text.size() / 4));
-  auto const counted = static_cast<double>(text.size()) - static_cast<double>(warm_up);
-  bytes const start = bytes(text).substr(0, static_cast<size_t>(warm_up));
+  auto const warm_up = index_t(std::min<size_t>(4096, text.size() / 4));
+  auto const counted = double(text.size()) - double(warm_up);
+  bytes const start = bytes(text).substr(0, size_t(warm_up));
   pool threads(given.threads);
 
   std::printf("%s: ", source.c_str());
   if (text.size() < whole) std::printf("the first ");
-  std::printf("%zu characters, predicted after %td of warm-up, with %d thread%s\n\n", text.size(), warm_up,
-              given.threads, given.threads == 1 ? "" : "s");
+  std::printf("%zu characters, predicted after %td of warm-up, with %d thread%s\n\n", text.size(),
+              warm_up, given.threads, given.threads == 1 ? "" : "s");
   char const* const line = "%-32s %9.3f";
-  std::printf("%-32s %9s %8s %9s %9s %8s %8s\n", "", "bits/char", "seconds", "chars/s", "Gpairs/s", "GFLOP/s",
-              "visited");
+  std::printf("%-32s %9s %8s %9s %9s %8s %8s\n", "", "bits/char", "seconds", "chars/s", "Gpairs/s",
+              "GFLOP/s", "visited");
   std::printf(line, "order-0 entropy", order_0_entropy(text));
   std::printf("\n");
   if (double const bits = gzip_bits(text); bits > 0) {
@@ -583,18 +602,25 @@ int run(options const& given) {
     std::printf(" %8.2f %9.0f %9.2f %8.1f %7.1f%%\n", result.seconds,
                 result.characters / result.seconds, result.pairs / result.seconds * 1e-9,
                 result.operations / result.seconds * 1e-9, 100 * result.share_visited);
-    if (!result.is_causal) std::printf("  ^ sees the future: replacing later characters changed it\n");
+    if (!result.is_causal)
+      std::printf("  ^ sees the future: replacing later characters changed it\n");
     all_causal = all_causal && result.is_causal;
   }
-  std::printf("\n%s\n", all_causal ? "None sees the future: with all later characters replaced, every prediction "
-                                     "stays the same to the bit."
-                                   : "A mechanism sees the future: its figure means nothing.");
+  std::printf("\n%s\n",
+              all_causal
+                  ? "None sees the future: with all later characters replaced, every prediction "
+                    "stays the same to the bit."
+                  : "A mechanism sees the future: its figure means nothing.");
 
   if (given.length > 0) {
-    std::printf("\n%s", given.prompt.c_str());
-    double const rate = write_on(text + given.prompt, given.length, given.temperature, given.seed, threads);
-    std::printf("\n\n%zu characters written, %.0f a second, from a cache of %zu keys\n", given.length, rate,
-                text.size() + given.prompt.size() + given.length - 1);
+    std::string const prompt = given.prompt.value_or(given.file.empty() ? "template <class " : "");
+    // Without a prompt, the end of the text is shown as one.
+    std::string const lead = prompt.empty() ? text.substr(text.size() - shortest) : prompt;
+    std::printf("\n%s", lead.c_str());
+    double const rate =
+        write_on(text + prompt, given.length, given.temperature, given.seed, threads);
+    std::printf("\n\n%zu characters written, %.0f a second, from a cache of %zu keys\n",
+                given.length, rate, text.size() + prompt.size() + given.length - 1);
   }
   return all_causal ? EXIT_SUCCESS : EXIT_FAILURE;
 }
