@@ -319,6 +319,27 @@ TEST_CASE("heed_conformance: backward is the definition", "[cli]") {
   });
 }
 
+TEST_CASE("heed_conformance: the same bytes for any number of threads", "[cli][threads]") {
+  sandbox const box;
+  auto const bytes = [&](std::string const& name) {
+    return npy::read(box.path(name + ".npy")).bytes;
+  };
+  support::for_each_seed("conformance threads", 15, [&](support::seed_t seed) -> std::string {
+    random_call call(box, seed);
+    for (std::string const threads : {"1", "2", "5"}) {
+      std::string arguments = call.arguments.substr(0, call.arguments.find(" threads=")) +
+                              " do=do.npy threads=" + threads;
+      for (std::string const name : {"o", "lse", "dq", "dk", "dv"})
+        arguments += " " + name + "=" + name + threads + ".npy";
+      auto const done = box.run(arguments);
+      if (done.status != 0) return done.err;
+      for (std::string const name : {"o", "lse", "dq", "dk", "dv"})
+        if (bytes(name + threads) != bytes(name + "1")) return name + " differs after " + arguments;
+    }
+    return "";
+  });
+}
+
 TEST_CASE("heed_conformance: storage types and file types", "[cli]") {
   sandbox const box;
   support::random draw(1);
