@@ -379,9 +379,14 @@ char draw(std::span<float const> found, alphabet const& letters, frequencies con
       std::discrete_distribution<size_t>(weights.begin(), weights.end())(random));
 }
 
-/// Prints `length` characters that could follow `text`; returns how many were written a second.
-double write_on(std::string text, size_t length, double temperature, std::uint64_t seed,
-                pool& threads) {
+struct writing {
+  double characters_per_second;
+  float difference;  // between the first step and the same prediction made by reading
+};
+
+/// Prints `length` characters that could follow `text`.
+writing write_on(std::string text, size_t length, double temperature, std::uint64_t seed,
+                 pool& threads) {
   alphabet const letters(text);
   index_t const symbols = letters.size();
   memory<float> past(text, letters, 1);
@@ -401,11 +406,21 @@ double write_on(std::string text, size_t length, double temperature, std::uint64
   std::vector<float> found(row), chosen(row);
   std::mt19937_64 random(seed);
 
+  // What reading the last few characters at once says about the next one.
+  index_t const few = 32;
+  std::vector<float> read;
+  past.look(past.length - few, few, read, heed::causal{}, heed::on{threads});
+  writing result{};
+
   auto const start = progress_bar::clock::now();
   for (size_t written = 0; written < length; ++written) {
     embed(text, 0, here);
     heed::attention(here_view, cache, heed::bnhd(found.data(), 1, 1, 1, symbols),
                     heed::scale{sharpness}, heed::causal{}, heed::on{threads});
+    if (written == 0)
+      for (size_t i = 0; i < row; ++i)
+        result.difference =
+            std::max(result.difference, std::abs(found[i] - read[read.size() - row + i]));
     char const next = draw(found, letters, frequency, temperature, random);
     std::putchar(next);
     std::fflush(stdout);
@@ -417,7 +432,8 @@ double write_on(std::string text, size_t length, double temperature, std::uint64
     frequency.add(next);
     text += next;
   }
-  return double(length) / progress_bar::seconds_since(start);
+  result.characters_per_second = double(length) / progress_bar::seconds_since(start);
+  return result;
 }
 
 // --- What to compare with ----------------------------------------------------------------------
@@ -612,17 +628,22 @@ int run(options const& given) {
                     "stays the same to the bit."
                   : "A mechanism sees the future: its figure means nothing.");
 
+  bool agrees = true;
   if (given.length > 0) {
     std::string const prompt = given.prompt.value_or(given.file.empty() ? "template <class " : "");
     // Without a prompt, the end of the text is shown as one.
     std::string const lead = prompt.empty() ? text.substr(text.size() - shortest) : prompt;
     std::printf("\n%s", lead.c_str());
-    double const rate =
+    writing const done =
         write_on(text + prompt, given.length, given.temperature, given.seed, threads);
-    std::printf("\n\n%zu characters written, %.0f a second, from a cache of %zu keys\n",
-                given.length, rate, text.size() + prompt.size() + given.length - 1);
+    std::printf("\n\n%zu characters written, %.0f a second, from a cache of %zu keys.\n",
+                given.length, done.characters_per_second,
+                text.size() + prompt.size() + given.length - 1);
+    std::printf("The first agrees with what reading says to %.0e.\n", double(done.difference));
+    agrees = done.difference < 1e-4f;
+    if (!agrees) std::printf("That is far too much: decoding is broken.\n");
   }
-  return all_causal ? EXIT_SUCCESS : EXIT_FAILURE;
+  return all_causal && agrees ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
 }  // namespace
