@@ -76,7 +76,7 @@ inline constexpr std::string_view element_name<Eigen::bfloat16> = "bf16";
 /// Pairs kept of n x n: all, or key <= query, or of these the `window` nearest keys.
 double kept_pairs(index_t n, bool causal, index_t window = 0);
 
-/// 2, 4, 8, … up to what the machine has.
+/// 2, 4, 8, 16 as far as the machine has them.
 std::vector<int> thread_counts();
 
 /// One thread or several as one type, so that the kernels are compiled once.

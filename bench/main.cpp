@@ -164,7 +164,7 @@ double kept_pairs(index_t n, bool causal, index_t window) {
 std::vector<int> thread_counts() {
   std::vector<int> counts;
   for (int threads = 2;
-       threads <= static_cast<int>(std::thread::hardware_concurrency()) && threads <= 64;
+       threads <= static_cast<int>(std::thread::hardware_concurrency()) && threads <= 16;
        threads *= 2)
     counts.push_back(threads);
   return counts;

@@ -147,17 +147,17 @@ def panels():
     yield ("backward, N = 2048: share of FMA peak", "of_peak",
            [(f"D = {dim}{pattern}", f"backward/f32/D:{dim}/N:2048/H:8/causal:{causal}/threads:1")
             for dim in (64, 128) for causal, pattern in enumerate(("", " causal"))])
-    yield ("decode, D = 128, 65536 keys: share of read bandwidth", "of_bandwidth",
+    yield ("decode, D = 128, M = 65536: share of bandwidth", "of_bandwidth",
            [(element, f"decode/{element}/D:128/M:65536/H:8/threads:1") for element in ("f32", "f16", "bf16")])
 
 
-def panel(title, share, groups, rows, bandwidth):
+def panel(title, share, groups, rows):
     """The panel's elements, or none if heed has no row in it."""
     def value(name, sizes):
         row = rows.get(("softmax/" if name == "heed" else f"peer/{name}/") + sizes)
         if row is None:
             return None
-        if share == "of_bandwidth" and row.of_bandwidth is None and bandwidth:  # as many bytes as heed's row
+        if share == "of_bandwidth" and row.of_bandwidth is None:  # as many bytes as heed's row
             mine = rows["softmax/" + sizes]
             return mine.of_bandwidth * mine.time / row.time
         return getattr(row, share)
@@ -187,10 +187,9 @@ def panel(title, share, groups, rows, bandwidth):
     return drawn
 
 
-def plot(context, rows):
+def plot(rows):
     """The drawing, or None if the run had none of its rows."""
-    bandwidth = "read_bandwidth/threads:1" in context
-    drawn = [p for p in (panel(*description, rows, bandwidth) for description in panels()) if p]
+    drawn = [p for p in (panel(*description, rows) for description in panels()) if p]
     if not drawn:
         return None
     width = PANEL_WIDTH * min(2, len(drawn))
@@ -214,7 +213,7 @@ def main():
     context, rows = read(files)
     if not rows:
         return
-    drawing = plot(context, rows)
+    drawing = plot(rows)
     lines = ["# Benchmarks", "", *machine(context), READING]
     if drawing:
         (folder / "report.svg").write_text(drawing)

@@ -135,7 +135,7 @@ void decode(index_t dim, index_t keys, index_t heads, index_t key_heads) {
 }
 
 rows const all([] {
-  add_forward_peer("ggml_style", attend);
+  add_forward_peer("ggml_style", attend, 5e9);
   for (index_t dim : {64, 128})
     for (index_t keys : {8192, 65536}) {
       decode<float>(dim, keys, 8, 8);

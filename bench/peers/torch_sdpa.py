@@ -19,7 +19,7 @@ except ImportError:
     sys.exit("heed: no PyTorch for %s: its comparison is left out" % sys.executable)
 
 ELEMENTS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-ALL_THREADS = [1] + [1 << i for i in range(1, 7) if 1 << i <= (os.cpu_count() or 1)]
+ALL_THREADS = [1] + [n for n in (2, 4, 8, 16) if n <= len(os.sched_getaffinity(0))]
 BEYOND_CACHE = 1 << 28
 
 
