@@ -235,7 +235,7 @@ class backward_worker {
         if constexpr (factored) dweight *= factor[r];
         batch weight = bound_.normaliser.weight(score[r], lse[r]);
         batch dscore = bound_.normaliser.score_gradient(score[r], weight, dweight, delta[r]);
-        if constexpr (tile.modifiers > 0) dscore *= slope[r];
+        if constexpr (std::tuple_size_v<decltype(Bound::modifiers)> > 0) dscore *= slope[r];
         if constexpr (Hidden) {
           auto const is_hidden = score[r] == batch(-std::numeric_limits<T>::infinity());
           weight = xsimd::select(is_hidden, batch(T(-0.0)), weight);
@@ -316,19 +316,27 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
   index_t const pairs = p.sequence.count * plan.groups;
   index_t const pieces_per_wave = plan.groups_per_wave * plan.chunks;
 
+  struct layout {
+    T* shares;           // of the query gradient, one for each piece of a wave
+    double* scale_sums;  // one for each panel of a wave
+    accumulator<T> query, key, value;
+    std::byte* workers;
+  };
   auto const lay_out = [&](arena& memory) {
-    return std::tuple(memory.take<T>(pieces_per_wave * plan.query_share()),
-                      memory.take<double>(plan.groups_per_wave * plan_type::panels_per_block),
-                      accumulator<T>(dquery, memory), accumulator<T>(dkey, memory), accumulator<T>(dvalue, memory),
-                      memory.take<std::byte>(worker_bytes * concurrency));
+    return layout{memory.take<T>(pieces_per_wave * plan.query_share()),
+                  memory.take<double>(plan.groups_per_wave * plan_type::panels_per_block),
+                  accumulator<T>(dquery, memory),
+                  accumulator<T>(dkey, memory),
+                  accumulator<T>(dvalue, memory),
+                  memory.take<std::byte>(worker_bytes * concurrency)};
   };
   arena total;
   lay_out(total);
   arena memory(scratch_of(ingredients...).reserve(total.used()));
-  auto const [shares, scale_sums, to_query, to_key, to_value, workers] = lay_out(memory);
-  to_query.clear();
-  to_key.clear();
-  to_value.clear();
+  layout const to = lay_out(memory);
+  to.query.clear();
+  to.key.clear();
+  to.value.clear();
 
   double dscale = 0;
   index_t const blocks = (p.sequence.max_rows() + plan_type::rows_per_block - 1) / plan_type::rows_per_block;
@@ -349,30 +357,30 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
           index_t const size = plan.keys_per_chunk(where.keys), chunk = piece % plan.chunks;
           interval const keys = intersect({chunk * size, (chunk + 1) * size}, {0, where.keys});
           if (panels.empty() || keys.empty()) return;
-          arena own(workers + worker * worker_bytes);
+          arena own(to.workers + worker * worker_bytes);
           backward_scratch<T, Arch> scratch(own, p, plan_type::panels_per_block, readers);
           bound const here = whole.at(where);
           backward_worker<T, Arch, bound>(p, saved, where, here, scratch)
-              .run(panels, keys, shares + piece * plan.query_share(), to_key, to_value);
+              .run(panels, keys, to.shares + piece * plan.query_share(), to.key, to.value);
         });
         parallel_for(run_on, wave * plan_type::panels_per_block, [&](index_t piece, index_t worker) {
           place const where = place_of(first_pair + piece / plan_type::panels_per_block);
           interval const panels = panels_of(where);
           index_t const number = piece % plan_type::panels_per_block;
-          scale_sums[piece] = 0;
+          to.scale_sums[piece] = 0;
           if (number >= panels.size()) return;
           panel const queries = panelling<T, Arch>::at(where, p.position, panels.first + number);
-          T const* const first_share = shares + piece / plan_type::panels_per_block * plan.chunks * plan.query_share() +
+          T const* const first_share = to.shares + piece / plan_type::panels_per_block * plan.chunks * plan.query_share() +
                                        number * plan_type::shape::max_lanes * p.dim;
-          scale_sums[piece] = add_shares<T, Arch>(p, where, queries, first_share, plan.query_share(),
-                                                  plan.chunks_of(where.keys), to_query, row_gradients,
-                                                  reinterpret_cast<T*>(workers + worker * worker_bytes));
+          to.scale_sums[piece] = add_shares<T, Arch>(p, where, queries, first_share, plan.query_share(),
+                                                  plan.chunks_of(where.keys), to.query, row_gradients,
+                                                  reinterpret_cast<T*>(to.workers + worker * worker_bytes));
         });
-        for (index_t piece = 0; piece < wave * plan_type::panels_per_block; ++piece) dscale += scale_sums[piece];
+        for (index_t piece = 0; piece < wave * plan_type::panels_per_block; ++piece) dscale += to.scale_sums[piece];
       }
-  to_query.finish(dquery);
-  to_key.finish(dkey);
-  to_value.finish(dvalue);
+  to.query.finish(dquery);
+  to.key.finish(dkey);
+  to.value.finish(dvalue);
   if (row_gradients.scale != nullptr) *row_gradients.scale = dscale;
   parameter_gradients<Arch>(p, saved, whole, run_on, scratch_of(ingredients...));
 }

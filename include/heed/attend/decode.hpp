@@ -81,6 +81,9 @@ class decode_worker {
   static constexpr auto lanes = static_cast<index_t>(batch::size);
   static constexpr index_t keys_per_step = 8;  // rows of every head at a time, so that interleaved heads are read in order
 
+  // Keys and values are read in turns, and what predicts reads in hardware loses the thread at each turn.
+  static constexpr index_t rows_ahead = 32;
+
   decode_worker(arena& memory, problem<T> const& p, Sentence const& whole, index_t rows)
       : p_(p),
         whole_(whole),
@@ -124,7 +127,7 @@ class decode_worker {
   row_block<T> padded_rows(source<T> const& from, place const& where, index_t head, interval keys, index_t padded) {
     index_t const first = where.first_key + keys.first;
     if (from.in_place() && from.dim() == padded) return from.rows(where.batch, head, first, keys.size(), rows_);
-    from.copy(where.batch, head, first, keys.size(), rows_, padded);
+    from.copy(where.batch, head, first, keys.size(), rows_, padded, rows_ahead);
     for (index_t k = 0; k < keys.size(); ++k)
       std::fill(rows_ + k * padded + from.dim(), rows_ + (k + 1) * padded, T(0));
     return {rows_, padded};
@@ -167,11 +170,16 @@ class decode_worker {
     T const* const query = query_ + row * dim_;
     index_t r = 0;
     for (; r + together <= count; r += together)
-      simd::dot_rows<together, Arch>(query + r * dim_, dim_, key.data, key.stride, keys, dim_, scores + r * keys_per_tile,
-                                     keys_per_tile);
-    for (; r < count; ++r)
-      simd::dot_rows<1, Arch>(query + r * dim_, dim_, key.data, key.stride, keys, dim_, scores + r * keys_per_tile,
-                              keys_per_tile);
+      simd::dot_rows<together, false, Arch>(query + r * dim_, dim_, key.data, key.stride, keys, dim_,
+                                            scores + r * keys_per_tile, keys_per_tile, 0);
+    for (; r < count; ++r) {
+      T* const to = scores + r * keys_per_tile;
+      if (key.data == rows_)
+        simd::dot_rows<1, false, Arch>(query + r * dim_, dim_, key.data, key.stride, keys, dim_, to, keys_per_tile, 0);
+      else
+        simd::dot_rows<1, true, Arch>(query + r * dim_, dim_, key.data, key.stride, keys, dim_, to, keys_per_tile,
+                                      rows_ahead * key.stride);
+    }
   }
 
   void multiply_values(row_block<T> value, index_t keys, index_t row, index_t count, T const* weights, bool hidden,
@@ -181,12 +189,18 @@ class decode_worker {
       for (index_t r = 0; r < count; ++r)
         for (index_t k = 0; k < keys; ++k)
           if (T const* const weight = weights + r * keys_per_tile + k; !(*weight == T(0) && std::signbit(*weight)))
-            simd::add_weighted_rows<Arch>(weight, value.data + k * value.stride, value.stride, 1, value_dim_,
-                                          sums + r * to.stride);
+            simd::add_weighted_rows<false, Arch>(weight, value.data + k * value.stride, value.stride, 1, value_dim_,
+                                          sums + r * to.stride, 0);
     } else if (count < 3) {
-      for (index_t r = 0; r < count; ++r)
-        simd::add_weighted_rows<Arch>(weights + r * keys_per_tile, value.data, value.stride, keys, value_dim_,
-                                      sums + r * to.stride);
+      for (index_t r = 0; r < count; ++r) {
+        T const* const weight = weights + r * keys_per_tile;
+        if (value.data == rows_)
+          simd::add_weighted_rows<false, Arch>(weight, value.data, value.stride, keys, value_dim_, sums + r * to.stride,
+                                               0);
+        else
+          simd::add_weighted_rows<true, Arch>(weight, value.data, value.stride, keys, value_dim_, sums + r * to.stride,
+                                              rows_ahead * value.stride);
+      }
     } else {
       index_t const registers = value_dim_ / lanes, parts = (registers + 2) / 3;
       for (index_t part = 0; part < parts; ++part) {

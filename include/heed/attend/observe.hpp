@@ -68,15 +68,15 @@ struct row_max_into {
   void check(call_shape const& shape) const { detail::check_row_view("row_max_into", out, shape); }
 };
 
-/// The entropy of each row's weights in nats, -sum_j a_ij log a_ij; 0 for a row that meets no key.
-/// out: [batch, head, row].
+/// The entropy of each row's weights in nats, lse_i - sum_j a_ij s_ij, which without sinks is
+/// -sum_j a_ij log a_ij; 0 for a row that meets no key. out: [batch, head, row].
 template <class T>
 struct entropy_into {
   tensor_view<T, 3> out;
   static constexpr bool needs_mean_score = true;
 
   void observe(place const& where, index_t row, row_summary<T> const& summary) const {
-    bool const empty = summary.lse == -std::numeric_limits<T>::infinity();
+    bool const empty = summary.row_max == -std::numeric_limits<T>::infinity();
     out(where.batch, where.head, where.first_row + row) = empty ? T(0) : summary.lse - summary.mean_score;
   }
   void check(call_shape const& shape) const { detail::check_row_view("entropy_into", out, shape); }

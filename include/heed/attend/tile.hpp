@@ -118,19 +118,18 @@ struct score_tile {
   T* staged = nullptr;    // [modifier that reads][key][width]
   index_t staged_stride = 0;
 
-  /// Fills in what modifiers read from memory. Call before finish.
+  /// Fills in what modifiers read from memory, 0 in lanes beyond the last row. Call before finish.
   void stage() const {
     index_t reader = 0;
-    std::apply(
-        [&](auto const&... modifier) {
-          (
-              [&] {
-                if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>)
-                  modifier.fill(pair_tile<T>{staged + reader++ * staged_stride, queries.rows, keys, 1, width});
-              }(),
-              ...);
-        },
-        bound.modifiers);
+    auto const fill = [&](auto const& modifier) {
+      if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>) {
+        T* const numbers = staged + reader++ * staged_stride;
+        modifier.fill(pair_tile<T>{numbers, queries.rows, keys, 1, width});
+        for (index_t k = 0; k < keys.size() && queries.count() < width; ++k)
+          std::fill(numbers + k * width + queries.count(), numbers + (k + 1) * width, T(0));
+      }
+    };
+    std::apply([&](auto const&... modifier) { (fill(modifier), ...); }, bound.modifiers);
   }
 
   /// Applies modifiers and pattern to the scores of key row `k`, in registers. With `slopes`, also gives

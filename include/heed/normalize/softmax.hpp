@@ -74,7 +74,7 @@ struct softmax {
   static Batch admit(state<Batch>& row, Batch top) {
     Batch const before = row.reference;
     row.reference = xsimd::max(before, xsimd::ceil(top));
-    Batch const factor = simd::exp2(before - finite(row.reference));
+    Batch const factor = simd::exp2_whole(before - finite(row.reference));
     row.total *= factor;
     return factor;
   }
@@ -89,8 +89,8 @@ struct softmax {
   template <class Batch>
   static std::pair<Batch, Batch> join(state<Batch>& row, state<Batch> const& other) {
     Batch const reference = xsimd::max(row.reference, other.reference);
-    Batch const mine = simd::exp2(row.reference - finite(reference));
-    Batch const theirs = simd::exp2(other.reference - finite(reference));
+    Batch const mine = simd::exp2_whole(row.reference - finite(reference));
+    Batch const theirs = simd::exp2_whole(other.reference - finite(reference));
     row.total = row.total * mine + other.total * theirs;
     row.reference = reference;
     return {mine, theirs};
@@ -130,7 +130,7 @@ struct softmax {
 ///   gradient  the same shape, written by attention_backward; optional
 ///
 /// When Attention Sink Emerges in Language Models; one zero logit is softmax-off-by-one.
-template <class T = float>
+template <class T>
 struct softmax_with_sinks {
   tensor_view<T const, 2> logits;
   tensor_view<T, 2> gradient = {};

@@ -10,7 +10,7 @@ namespace heed {
 /// Attention with linear biases: s -> s - slopes[h] * |key - query|, in positions.
 /// slopes: [head]. `gradient`, if given, has the same shape and is written by attention_backward.
 /// Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation.
-template <class T = float>
+template <class T>
 struct alibi {
   tensor_view<T const, 1> slopes;
   tensor_view<T, 1> gradient = {};

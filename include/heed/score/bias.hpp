@@ -33,9 +33,11 @@ struct bias {
     index_t row_stride;
     index_t key_stride;
 
+    /// A pair is hidden by -infinity even if its score is NaN.
     template <class Batch>
     static Batch apply(Batch score, Batch number) {
-      return score + number;
+      auto const hides = number == Batch(-std::numeric_limits<typename Batch::value_type>::infinity());
+      return xsimd::select(hides, number, score + number);
     }
 
     template <class C>

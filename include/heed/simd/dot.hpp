@@ -7,11 +7,34 @@
 /// Products for few queries, where keys are read once and in the order they lie: dimensions in lanes.
 namespace heed::simd {
 
-/// scores[q * score_stride + k] = query(q) . key(k) for up to as many keys as a register has lanes. Rows are `depth`
-/// numbers long, a number of whole registers.
-template <int Queries, class Arch, class T>
+namespace detail {
+
+/// The sum of the lanes of each register of `rows`, which are as many as a register has lanes.
+template <class T, class Arch>
+void sum_lanes(xsimd::batch<T, Arch> const* rows, T* sums) {
+  using batch = xsimd::batch<T, Arch>;
+  if constexpr (std::is_base_of_v<xsimd::avx512f, Arch>) {
+    // By halves of 256 bits: xsimd 8 adds up the wrong lanes of 512.
+    using half = xsimd::batch<T, xsimd::avx2>;
+    half folded[batch::size];
+    for (std::size_t i = 0; i < batch::size; ++i) {
+      alignas(64) T lanes[batch::size];
+      rows[i].store_aligned(lanes);
+      folded[i] = half::load_aligned(lanes) + half::load_aligned(lanes + half::size);
+    }
+    for (std::size_t i = 0; i < batch::size; i += half::size) xsimd::haddp(folded + i).store_unaligned(sums + i);
+  } else {
+    xsimd::haddp(rows).store_unaligned(sums);
+  }
+}
+
+}  // namespace detail
+
+/// scores[q * score_stride + k] = query(q) . key(k) for `count` keys. Rows are `depth` numbers long, a number of whole
+/// registers. With `Ahead`, while a row is read the one `ahead` numbers on is asked for.
+template <int Queries, bool Ahead, class Arch, class T>
 void dot_rows(T const* queries, index_t query_stride, T const* keys, index_t key_stride, index_t count, index_t depth,
-              T* scores, index_t score_stride) {
+              T* scores, index_t score_stride, index_t ahead) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   // One round fills a register with sums: Queries x lanes / Queries of them.
@@ -28,6 +51,7 @@ void dot_rows(T const* queries, index_t query_stride, T const* keys, index_t key
     }
     auto const step = [&](index_t k, index_t d) {
       batch const part = batch::load_unaligned(key[k] + d);
+      if constexpr (Ahead) __builtin_prefetch(key[k] + d + ahead);
 #pragma GCC unroll 4
       for (int q = 0; q < Queries; ++q)
         sum[q][k] = xsimd::fma(part, batch::load_aligned(queries + q * query_stride + d), sum[q][k]);
@@ -43,16 +67,17 @@ void dot_rows(T const* queries, index_t query_stride, T const* keys, index_t key
         for (index_t k = 0; k < keys_per_round; ++k) step(k, d);
     }
     alignas(64) T result[lanes];
-    xsimd::haddp(&sum[0][0]).store_aligned(result);
+    detail::sum_lanes<T, Arch>(&sum[0][0], result);
     for (int q = 0; q < Queries; ++q)
       for (index_t k = 0; k < std::min(keys_per_round, count - first); ++k)
         scores[q * score_stride + first + k] = result[q * keys_per_round + k];
   }
 }
 
-/// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned.
-template <class Arch, class T>
-void add_weighted_rows(T const* weights, T const* rows, index_t stride, index_t count, index_t columns, T* to) {
+/// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned, `ahead` as in dot_rows.
+template <bool Ahead, class Arch, class T>
+void add_weighted_rows(T const* weights, T const* rows, index_t stride, index_t count, index_t columns, T* to,
+                       index_t ahead) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   index_t k = 0;
@@ -62,7 +87,10 @@ void add_weighted_rows(T const* weights, T const* rows, index_t stride, index_t 
     for (index_t c = 0; c < columns; c += lanes) {
       batch sum = batch::load_aligned(to + c);
 #pragma GCC unroll 4
-      for (index_t i = 0; i < 4; ++i) sum = xsimd::fma(weight[i], batch::load_unaligned(row + i * stride + c), sum);
+      for (index_t i = 0; i < 4; ++i) {
+        if constexpr (Ahead) __builtin_prefetch(row + i * stride + c + ahead);
+        sum = xsimd::fma(weight[i], batch::load_unaligned(row + i * stride + c), sum);
+      }
       sum.store_aligned(to + c);
     }
   }

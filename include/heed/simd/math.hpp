@@ -67,8 +67,8 @@ Batch at_least(Batch const& x, typename Batch::value_type floor) {
 
 }  // namespace detail
 
-/// 2^x for x <= 127 (1023 for double). Relative error 2.1e-7 in float, 4e-16 in double. Results below the
-/// smallest normal number are exactly 0, so 2^-infinity is; NaN stays NaN.
+/// 2^x for x <= 127 (1023 for double). Relative error 2.2e-7 in float, 4e-16 in double, also at 0: see exp2_whole.
+/// From 2^-127 down (2^-1023) it is exactly 0, so 2^-infinity is; NaN stays NaN.
 template <class Batch>
 Batch exp2(Batch const& x) {
   using T = typename Batch::value_type;
@@ -81,6 +81,16 @@ Batch exp2(Batch const& x) {
   Batch const fraction = bounded - (shifted - Batch(magic));
   auto const exponent = cast_bits<typename constants::integer>(shifted) << constants::mantissa_bits;
   return polynomial(fraction, constants::coefficients) * cast_bits<T>(exponent);
+}
+
+/// 2^x for whole numbers x <= 127 (1023 for double), exactly; 0 below the smallest normal number.
+template <class Batch>
+Batch exp2_whole(Batch const& x) {
+  using T = typename Batch::value_type;
+  using constants = detail::exp2_constants<T>;
+  constexpr T magic = T(1.5) * T(std::int64_t{1} << constants::mantissa_bits) + constants::bias;
+  Batch const shifted = detail::at_least(x, -constants::bias) + Batch(magic);
+  return cast_bits<T>(cast_bits<typename constants::integer>(shifted) << constants::mantissa_bits);
 }
 
 /// Hyperbolic tangent. Relative error 4e-7 in float, 1e-15 in double.

@@ -2,6 +2,7 @@
 
 #include <heed/view/element.hpp>
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -32,9 +33,10 @@ void convert_row(From const* from, index_t step, index_t count, To* to) {
         _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<__m128i const*>(from + i))));
 #endif
     } else if constexpr (std::is_same_v<From, Eigen::bfloat16> && std::is_same_v<To, float>) {
+      // Eigen's conversion tests for NaN; bits moved up are the same number, and vectorise.
       static_assert(sizeof(From) == sizeof(std::uint16_t));
-      for (; i < count; ++i)
-        to[i] = std::bit_cast<float>(std::uint32_t{std::bit_cast<std::uint16_t>(from[i])} << 16);
+      auto const* const bits = reinterpret_cast<std::uint16_t const*>(from);
+      for (; i < count; ++i) to[i] = std::bit_cast<float>(std::uint32_t{bits[i]} << 16);
     }
     for (; i < count; ++i) to[i] = static_cast<To>(from[i]);
   } else {
@@ -44,9 +46,14 @@ void convert_row(From const* from, index_t step, index_t count, To* to) {
 
 template <class To, class From>
 void convert_rows(void const* from, index_t row_stride, index_t step, index_t rows, index_t columns, To* to,
-                  index_t to_stride) {
-  for (index_t r = 0; r < rows; ++r)
-    convert_row(static_cast<From const*>(from) + r * row_stride, step, columns, to + r * to_stride);
+                  index_t to_stride, index_t ahead) {
+  for (index_t r = 0; r < rows; ++r) {
+    From const* const row = static_cast<From const*>(from) + r * row_stride;
+    if (ahead > 0)
+      for (index_t c = 0; c < columns; c += 64 / static_cast<index_t>(sizeof(From)))
+        __builtin_prefetch(row + ahead * row_stride + c);
+    convert_row(row, step, columns, to + r * to_stride);
+  }
 }
 
 template <class From, class To>
@@ -97,9 +104,11 @@ class source {
     return {scratch, dim()};
   }
 
-  /// Rows [first, first + count) of one head, converted into `to`.
-  void copy(index_t batch, index_t head, index_t first, index_t count, T* to, index_t to_stride) const {
-    convert_(at(batch, first, head), strides_[1], strides_[3], count, dim(), to, to_stride);
+  /// Rows [first, first + count) of one head, converted into `to`. Asks for the row `ahead` rows on to be brought near
+  /// while it reads a row.
+  void copy(index_t batch, index_t head, index_t first, index_t count, T* to, index_t to_stride,
+            index_t ahead = 0) const {
+    convert_(at(batch, first, head), strides_[1], strides_[3], count, dim(), to, to_stride, ahead);
   }
 
  private:
@@ -112,7 +121,7 @@ class source {
   std::array<index_t, 4> extents_{};
   std::array<index_t, 4> strides_{};
   bool in_place_ = false;
-  void (*convert_)(void const*, index_t, index_t, index_t, index_t, T*, index_t) = nullptr;
+  void (*convert_)(void const*, index_t, index_t, index_t, index_t, T*, index_t, index_t) = nullptr;
 };
 
 /// A tensor [batch, position, head, dim] to write, its element type erased.
