@@ -278,7 +278,12 @@ class backward_worker {
     for (index_t k = 0; k < keys; ++k)
       for (index_t lane = 0; lane < count; ++lane)
         if (!(marks[k * width + lane] == T(0) && std::signbit(marks[k * width + lane])))
-          for (index_t c = 0; c < columns; ++c) to[k * columns + c] += numbers[k * width + lane] * rows[lane * columns + c];
+          for (index_t c = 0; c < columns; c += lanes) {
+            T* const sum = to + k * columns + c;
+            xsimd::fma(batch(numbers[k * width + lane]), batch::load_aligned(rows + lane * columns + c),
+                       batch::load_aligned(sum))
+                .store_aligned(sum);
+          }
   }
 
   problem<T> const& p_;

@@ -325,7 +325,7 @@ void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& obs
 
   // A block of panels reuses each tile of keys; it should stay in the second-level cache.
   index_t const panel_bytes = shape::max_lanes * (p.dim + p.value_dim) * static_cast<index_t>(sizeof(T));
-  index_t const most = std::clamp<index_t>((256 << 10) / std::max<index_t>(panel_bytes, 1), 2, 16);
+  index_t const most = std::clamp<index_t>((512 << 10) / std::max<index_t>(panel_bytes, 1), 2, 32);
   index_t panels = 0;
   for (index_t g = 0; g < p.sequence.count; ++g)
     panels += p.heads * panelling<T, Arch>::count(p.sequence.at(g, 0).rows);

@@ -56,6 +56,8 @@ struct lse_into {
   }
   void check(call_shape const& shape) const { detail::check_row_view("lse_into", out, shape); }
 };
+template <class T>
+lse_into(tensor_view<T, 3>) -> lse_into<T>;
 
 /// The largest score of each row, -infinity for a row that meets no key. out: [batch, head, row].
 template <class T>
@@ -67,6 +69,8 @@ struct row_max_into {
   }
   void check(call_shape const& shape) const { detail::check_row_view("row_max_into", out, shape); }
 };
+template <class T>
+row_max_into(tensor_view<T, 3>) -> row_max_into<T>;
 
 /// The entropy of each row's weights in nats, lse_i - sum_j a_ij s_ij, which without sinks is
 /// -sum_j a_ij log a_ij; 0 for a row that meets no key. out: [batch, head, row].
@@ -81,6 +85,8 @@ struct entropy_into {
   }
   void check(call_shape const& shape) const { detail::check_row_view("entropy_into", out, shape); }
 };
+template <class T>
+entropy_into(tensor_view<T, 3>) -> entropy_into<T>;
 
 /// d loss / d lse for attention_backward, where the loss depends on the lse that attention returned.
 /// values: [batch, head, row].
@@ -117,6 +123,8 @@ struct column_sums_into {
       detail::check_row_view("the row weights of column_sums_into", row_weights, shape);
   }
 };
+template <class T, class... Weights>
+column_sums_into(tensor_view<T, 3>, Weights...) -> column_sums_into<T>;
 
 /// The k keys of largest weight in each row, largest first, the lower index first among equals.
 ///   indices  [batch, head, row, k]: rows of the key tensor; -1 where a row meets fewer than k keys
@@ -138,5 +146,7 @@ struct top_keys_into {
     });
   }
 };
+template <class T>
+top_keys_into(tensor_view<index_t, 4>, tensor_view<T, 4>) -> top_keys_into<T>;
 
 }  // namespace heed

@@ -12,7 +12,7 @@
 namespace heed::attend {
 
 /// Keys in a tile. Larger tiles amortise the accumulators' traffic, smaller ones stay in the first cache.
-inline constexpr index_t keys_per_tile = 64;
+inline constexpr index_t keys_per_tile = 128;
 
 /// A panel: consecutive query rows of one head, one a lane.
 struct panel {
@@ -296,8 +296,9 @@ void multiply_visible(index_t columns, index_t depth, row_block<T> rows, T const
         // Of all weights only -0 has -infinity for its inverse.
         batch const inverse = batch(T(1)) / batch::load_aligned(marks + k * width + r * lanes);
         auto const visible = inverse != batch(-std::numeric_limits<T>::infinity());
-        batch const term = batch(rows.data[k * rows.stride + c]) * batch::load_aligned(weights + k * width + r * lanes);
-        sum += xsimd::select(visible, term, batch(T(0)));
+        batch const next = xsimd::fma(batch(rows.data[k * rows.stride + c]),
+                                      batch::load_aligned(weights + k * width + r * lanes), sum);
+        sum = xsimd::select(visible, next, sum);
       }
       sum.store_aligned(at);
     }

@@ -100,7 +100,7 @@ class source {
                     bool reused = false) const {
     if (in_place_ && !(reused && strides_[1] != dim()))
       return {reinterpret_cast<T const*>(at(batch, first, head)), strides_[1]};
-    copy(batch, head, first, count, scratch, dim());
+    copy(batch, head, first, count, scratch, dim(), rows_ahead);
     return {scratch, dim()};
   }
 
@@ -112,6 +112,8 @@ class source {
   }
 
  private:
+  static constexpr index_t rows_ahead = 16;
+
   char const* at(index_t batch, index_t position, index_t head) const {
     return data_ + (batch * strides_[0] + position * strides_[1] + head * strides_[2]) * element_size_;
   }
