@@ -172,7 +172,8 @@ class backward_worker {
       if (hidden && key_finite < 0) key_finite = all_finite<Arch>(key, tile.size(), p_.dim) ? 1 : 0;
       index_t const skipped = part.first - tile.first;
       with_registers(at.queries.registers, [&](auto registers) {
-        absorb<registers>(at, part, cover == coverage::some, !hidden || key_finite == 1, !hidden || at.finite,
+        absorb<registers>(at, part, cover == coverage::some ? masked_rows(bound_.pattern, at.queries.positions, part) : interval{},
+                          !hidden || key_finite == 1, !hidden || at.finite,
                           {key.data + skipped * key.stride, key.stride},
                           {value.data + skipped * value.stride, value.stride},
                           share + i * shape::max_lanes * p_.dim, scratch_.dkey + skipped * scratch_.padded_dim,
@@ -184,19 +185,19 @@ class backward_worker {
   }
 
   template <int Registers>
-  void absorb(panel_memory& at, interval keys, bool partial, bool key_finite, bool rows_finite, row_block<T> key,
+  void absorb(panel_memory& at, interval keys, interval masked, bool key_finite, bool rows_finite, row_block<T> key,
               row_block<T> value, T* share, T* dkey, T* dvalue) {
     constexpr index_t width = lanes * Registers;
     index_t const count = keys.size();
     T* const weights = scratch_.weights;
     T* const dscores = scratch_.dscores;
     score_tile<Registers, Arch, T, Bound> const tile{
-        bound_, at.queries, at.positions, keys, partial, weights, scratch_.staged, memory::staged_stride};
+        bound_, at.queries, at.positions, keys, masked, weights, scratch_.staged, memory::staged_stride};
     simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query, width, weights, width);
     simd::multiply<Registers, false, Arch>(count, p_.value_dim, {value.data, value.stride, 1}, at.dout, width, dscores,
                                            width);
     tile.stage();
-    if (hides(bound_, partial))
+    if (hides(bound_, !masked.empty()))
       differentiate<Registers, true>(at, tile, count);
     else
       differentiate<Registers, false>(at, tile, count);

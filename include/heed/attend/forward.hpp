@@ -132,7 +132,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       if (cover == coverage::none) continue;
       index_t const skipped = part.first - tile.first;
       with_registers(at.queries.registers, [&](auto registers) {
-        absorb<registers>(at, part, cover == coverage::some,
+        absorb<registers>(at, part, cover == coverage::some ? masked_rows(bound_.pattern, at.queries.positions, part) : interval{},
                           {key.data + skipped * key.stride, key.stride},
                           {value.data + skipped * value.stride, value.stride}, finite);
       });
@@ -152,17 +152,17 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   };
 
   template <int Registers>
-  void absorb(panel_memory& at, interval keys, bool partial, row_block<T> key, row_block<T> value,
+  void absorb(panel_memory& at, interval keys, interval masked, row_block<T> key, row_block<T> value,
               value_check& finite) {
     constexpr index_t width = lanes * Registers;
     index_t const count = keys.size();
     T* const scores = scratch_.scores;
     score_tile<Registers, Arch, T, Bound> const tile{
-        bound_, at.queries, at.positions, keys, partial, scores, scratch_.staged, memory::staged_stride};
+        bound_, at.queries, at.positions, keys, masked, scores, scratch_.staged, memory::staged_stride};
     simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query, width, scores, width);
     tile.stage();
 
-    bool const hidden = hides(bound_, partial);
+    bool const hidden = hides(bound_, !masked.empty());
     weigh<Registers>(at, tile, count, hidden);
     if (hidden && !finite(p_.value_dim))
       multiply_visible<Registers, Arch>(p_.value_dim, count, value, scores, scores, at.accumulated, width);
@@ -181,22 +181,29 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     batch top[Registers];
 #pragma GCC unroll 4
     for (int r = 0; r < Registers; ++r) top[r] = lowest;
-    bool const changed = tile.modifiers > 0 || tile.partial;
-    if (changed) {
-      for (index_t k = 0; k < count; ++k) {
+    constexpr bool modified = std::tuple_size_v<decltype(Bound::modifiers)> > 0;
+    auto const meet = [&](index_t first, index_t last, auto finishing) {
+      for (index_t k = first; k < last; ++k) {
         batch score[Registers];
-        tile.finish(k, score);
+        if constexpr (finishing) tile.finish(k, score);
 #pragma GCC unroll 4
         for (int r = 0; r < Registers; ++r) {
-          score[r].store_aligned(scores + k * width + r * lanes);
+          T* const place = scores + k * width + r * lanes;
+          if constexpr (finishing)
+            score[r].store_aligned(place);
+          else
+            score[r] = batch::load_aligned(place);
           top[r] = xsimd::max(top[r], score[r]);
         }
       }
+    };
+    if constexpr (modified) {
+      meet(0, count, std::true_type{});
     } else {
-      for (index_t k = 0; k < count; ++k)
-#pragma GCC unroll 4
-        for (int r = 0; r < Registers; ++r)
-          top[r] = xsimd::max(top[r], batch::load_aligned(scores + k * width + r * lanes));
+      interval const masked = tile.masked.empty() ? interval{count, count} : tile.masked;
+      meet(0, masked.first, std::false_type{});
+      meet(masked.first, masked.last, std::true_type{});
+      meet(masked.last, count, std::false_type{});
     }
 
     state rows[Registers];

@@ -47,7 +47,7 @@ class sweep_worker {
         coverage const cover = pattern_cover(bound.pattern, at_.queries.positions, keys);
         if (cover == coverage::none) continue;
         with_registers(at_.queries.registers, [&](auto registers) {
-          this->template sweep_tile<registers>(where, bound, keys, cover == coverage::some, visit);
+          this->template sweep_tile<registers>(where, bound, keys, visit);
         });
       }
   }
@@ -64,7 +64,7 @@ class sweep_worker {
   }
 
   template <int Registers, class Visit>
-  void sweep_tile(place const& where, Bound const& bound, interval keys, bool partial, Visit&& visit) {
+  void sweep_tile(place const& where, Bound const& bound, interval keys, Visit&& visit) {
     constexpr index_t width = lanes * Registers;
     constexpr bool factored = std::tuple_size_v<decltype(Bound::factors)> > 0;
     index_t const first = where.first_key + keys.first;
@@ -77,8 +77,9 @@ class sweep_worker {
       simd::multiply<Registers, false, Arch>(keys.size(), p_.value_dim, {value.data, value.stride, 1}, at_.dout, width,
                                              dweights_, width);
     }
-    score_tile<Registers, Arch, T, Bound> const tile{bound,   at_.queries, at_.positions, keys,
-                                                     partial, scores_,     staged_,       staged_stride};
+    score_tile<Registers, Arch, T, Bound> const tile{
+        bound,   at_.queries, at_.positions, keys, masked_rows(bound.pattern, at_.queries.positions, keys),
+        scores_, staged_,     staged_stride};
     tile.stage();
     batch const hidden(-std::numeric_limits<T>::infinity());
     for (index_t k = 0; k < keys.size(); ++k) {

@@ -53,7 +53,8 @@ void load_columns(source<T> const& from, place const& where, interval rows, T co
                   T* to, index_t lanes, T* row_scratch) {
   using batch = xsimd::batch<T, Arch>;
   index_t const count = rows.size();
-  row_block<T> const block = from.rows(where.batch, where.head, where.first_row + rows.first, count, row_scratch);
+  row_block<T> const block =
+      from.rows(where.batch, where.head, where.first_row + rows.first, count, row_scratch, true);
   simd::transpose<Arch>(count, from.dim(), block.data, block.stride, to, lanes);
   for (index_t d = 0; d < from.dim(); ++d) {
     T* const column = to + d * lanes;
@@ -113,7 +114,7 @@ struct score_tile {
   panel const& queries;
   T const* positions;  // of the lanes
   interval keys;
-  bool partial;
+  interval masked;        // the keys, of the tile's, that not every query meets
   T* scores;              // [key][width], raw products in, scores out
   T* staged = nullptr;    // [modifier that reads][key][width]
   index_t staged_stride = 0;
@@ -149,7 +150,7 @@ struct score_tile {
 #pragma GCC unroll 4
       for (int r = 0; r < Registers; ++r) score[r] *= batch(unit);
     }
-    if (partial) hide(k, score);
+    if (masked.first <= k && k < masked.last) hide(k, score);
   }
 
   /// What modifier number `Which` does in key row `k`: the scores before and after it, and d score / d after.
@@ -245,6 +246,19 @@ inline constexpr index_t readers_of = []<class... M>(std::tuple<M...> const*) {
 template <class Bound>
 constexpr bool hides(Bound const&, bool partial) {
   return partial || readers_of<Bound> > 0;
+}
+
+/// The rows of a tile of `keys` that some of the queries do not meet, counted from its first; none if all are met.
+template <class Pattern>
+interval masked_rows(Pattern const& pattern, interval queries, interval keys) {
+  constexpr index_t step = 16;
+  interval masked{keys.size(), 0};
+  for (index_t k = 0; k < keys.size(); k += step) {
+    interval const part = intersect({keys.first + k, keys.first + k + step}, keys);
+    if (pattern_cover(pattern, queries, part) != coverage::all)
+      masked = {std::min(masked.first, k), k + part.size()};
+  }
+  return masked;
 }
 
 /// Opens panel `number` of a place. `scratch` holds a panel's rows.

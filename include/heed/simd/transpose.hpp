@@ -38,20 +38,25 @@ void transpose(index_t rows, index_t columns, T const* from, index_t from_stride
   using batch = xsimd::batch<T, detail::transpose_arch<Arch>>;
   constexpr auto size = static_cast<index_t>(batch::size);
   index_t const whole_rows = rows - rows % size, whole_columns = columns - columns % size;
-  for (index_t r = 0; r < whole_rows; r += size) {
-    for (index_t c = 0; c < whole_columns; c += size) {
-      batch square[batch::size];
+  auto const move_square = [&](index_t r, index_t c) {
+    batch square[batch::size];
 #pragma GCC unroll 16
-      for (index_t i = 0; i < size; ++i) square[i] = batch::load_unaligned(from + (r + i) * from_stride + c);
-      detail::transpose_square(square);
+    for (index_t i = 0; i < size; ++i) square[i] = batch::load_unaligned(from + (r + i) * from_stride + c);
+    detail::transpose_square(square);
 #pragma GCC unroll 16
-      for (index_t i = 0; i < size; ++i) square[i].store_unaligned(to + (c + i) * to_stride + r);
-    }
-    for (index_t c = whole_columns; c < columns; ++c)
-      for (index_t i = r; i < r + size; ++i) to[c * to_stride + i] = from[i * from_stride + c];
+    for (index_t i = 0; i < size; ++i) square[i].store_unaligned(to + (c + i) * to_stride + r);
+  };
+  // Along the rows that lie further apart, each of which is a cache line.
+  if (from_stride >= to_stride) {
+    for (index_t r = 0; r < whole_rows; r += size)
+      for (index_t c = 0; c < whole_columns; c += size) move_square(r, c);
+  } else {
+    for (index_t c = 0; c < whole_columns; c += size)
+      for (index_t r = 0; r < whole_rows; r += size) move_square(r, c);
   }
-  for (index_t r = whole_rows; r < rows; ++r)
-    for (index_t c = 0; c < columns; ++c) to[c * to_stride + r] = from[r * from_stride + c];
+  for (index_t r = 0; r < rows; ++r)
+    for (index_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
+      to[c * to_stride + r] = from[r * from_stride + c];
 }
 
 }  // namespace heed::simd

@@ -112,7 +112,7 @@ class source {
   }
 
  private:
-  static constexpr index_t rows_ahead = 16;
+  static constexpr index_t rows_ahead = 32;
 
   char const* at(index_t batch, index_t position, index_t head) const {
     return data_ + (batch * strides_[0] + position * strides_[1] + head * strides_[2]) * element_size_;
