@@ -22,6 +22,29 @@ inline constexpr index_t most_decode_rows = 8;
 template <class Bound>
 inline constexpr bool decodes = decltype(Bound::normaliser)::order == key_order::any;
 
+/// The products of one query with stored rows, for the element type of the rows: where a row is read once, it is
+/// converted in registers.
+template <class T, class Arch>
+struct stored_products {
+  void (*dot)(T const* query, void const* rows, index_t stride, index_t count, index_t depth, T* scores, index_t ahead);
+  void (*add)(T const* weights, void const* rows, index_t stride, index_t count, index_t columns, T* to, index_t ahead);
+
+  template <element E>
+  static stored_products of() {
+    using stored = std::remove_const_t<E>;
+    return {[](T const* query, void const* rows, index_t stride, index_t count, index_t depth, T* scores,
+               index_t ahead) {
+              simd::dot_rows<1, Arch>(query, depth, static_cast<stored const*>(rows), stride, count, depth, scores,
+                                      count, ahead);
+            },
+            [](T const* weights, void const* rows, index_t stride, index_t count, index_t columns, T* to,
+               index_t ahead) {
+              simd::add_weighted_rows<Arch>(weights, static_cast<stored const*>(rows), stride, count, columns, to,
+                                            ahead);
+            }};
+  }
+};
+
 /// What a chunk of keys came to for some rows: running states, accumulated values, and what observers need.
 template <class T, class Arch, class Bound>
 struct decode_states {
@@ -79,20 +102,22 @@ class decode_worker {
   using batch = xsimd::batch<T, Arch>;
   using states = decode_states<T, Arch, Bound>;
   static constexpr auto lanes = static_cast<index_t>(batch::size);
-  static constexpr index_t keys_per_step = 8;  // rows of every head at a time, so that interleaved heads are read in order
 
   // Keys and values are read in turns, and what predicts reads in hardware loses the thread at each turn.
   static constexpr index_t rows_ahead = 32;
 
-  decode_worker(arena& memory, problem<T> const& p, Sentence const& whole, index_t rows)
+  decode_worker(arena& memory, problem<T> const& p, Sentence const& whole, index_t rows,
+                stored_products<T, Arch> const& with_key, stored_products<T, Arch> const& with_value)
       : p_(p),
         whole_(whole),
+        with_key_(with_key),
+        with_value_(with_value),
         dim_(simd::round_up(p.dim, lanes)),
         value_dim_(simd::round_up(p.value_dim, lanes)),
         query_(memory.take<T>(rows * dim_)),
         scores_(memory.take<T>(rows * keys_per_tile)),
         staged_(memory.take<T>(readers_of<Bound> * staged_stride)),
-        rows_(memory.take<T>(keys_per_step * std::max(dim_, value_dim_))) {}
+        rows_(memory.take<T>(shared_step * std::max(dim_, value_dim_))) {}
 
   void run(index_t sequence, interval heads, interval chunk, states const& to) {
     place const first = p_.sequence.at(sequence, heads.first);
@@ -143,70 +168,76 @@ class decode_worker {
 
   void visit(index_t sequence, interval heads, interval tile, states const& to) {
     place const here = p_.sequence.at(sequence, heads.first);
-    for (index_t k = tile.first; k < tile.last; k += keys_per_step) {
-      interval const step{k, std::min(k + keys_per_step, tile.last)};
+    each_step(tile, p_.heads / p_.key_heads * here.rows, [&](interval step) {
       each_shared_head(heads, here.rows, p_.key_heads, [&](index_t head, index_t row, index_t count) {
-        row_block<T> const key = padded_rows(p_.key, here, head, step, dim_);
-        multiply_keys(key, step.size(), row, count, scores_ + row * keys_per_tile + (k - tile.first));
+        multiply_keys(here, head, step, row, count, scores_ + row * keys_per_tile + (step.first - tile.first));
       });
-    }
+    });
     bool hidden = false;
     for (index_t head = heads.first; head < heads.last; ++head) {
       place const where = p_.sequence.at(sequence, head);
       Bound const bound = whole_.at(where);
-      for (index_t n = 0; n < where.rows; ++n) hidden |= weigh(where, bound, n, tile, (head - heads.first) * where.rows + n, to);
+      for (index_t n = 0; n < where.rows; ++n)
+        hidden |= weigh(where, bound, n, tile, (head - heads.first) * where.rows + n, to);
     }
-    for (index_t k = tile.first; k < tile.last; k += keys_per_step) {
-      interval const step{k, std::min(k + keys_per_step, tile.last)};
+    each_step(tile, p_.heads / p_.value_heads * here.rows, [&](interval step) {
       each_shared_head(heads, here.rows, p_.value_heads, [&](index_t head, index_t row, index_t count) {
-        row_block<T> const value = padded_rows(p_.value, here, head, step, value_dim_);
-        multiply_values(value, step.size(), row, count, scores_ + row * keys_per_tile + (k - tile.first), hidden, to);
+        multiply_values(here, head, step, row, count, scores_ + row * keys_per_tile + (step.first - tile.first), hidden, to);
       });
-    }
+    });
   }
 
-  void multiply_keys(row_block<T> key, index_t keys, index_t row, index_t count, T* scores) {
-    constexpr int together = lanes >= 4 ? 4 : 2;
+  /// A tile in steps of some keys of every head: few where each row is read once, so that interleaved heads are read in
+  /// the order they lie; more where rows are converted first, for the sake of the product.
+  template <class F>
+  void each_step(interval tile, index_t sharing, F&& f) const {
+    index_t const size = sharing < 3 ? single_step : shared_step;
+    for (index_t k = tile.first; k < tile.last; k += size) f(interval{k, std::min(k + size, tile.last)});
+  }
+
+  void multiply_keys(place const& where, index_t head, interval keys, index_t row, index_t count, T* scores) {
     T const* const query = query_ + row * dim_;
+    index_t const stride = p_.key.strides()[1];
+    if (count < 3 && p_.key.unit_stride() && p_.key.dim() == dim_) {
+      for (index_t r = 0; r < count; ++r)
+        with_key_.dot(query + r * dim_, p_.key.stored(where.batch, head, where.first_key + keys.first), stride, keys.size(),
+                      dim_, scores + r * keys_per_tile, rows_ahead * stride);
+      return;
+    }
+    row_block<T> const key = padded_rows(p_.key, where, head, keys, dim_);
+    constexpr int together = lanes >= 4 ? 4 : 2;
     index_t r = 0;
     for (; r + together <= count; r += together)
-      simd::dot_rows<together, false, Arch>(query + r * dim_, dim_, key.data, key.stride, keys, dim_,
-                                            scores + r * keys_per_tile, keys_per_tile, 0);
-    for (; r < count; ++r) {
-      T* const to = scores + r * keys_per_tile;
-      if (key.data == rows_)
-        simd::dot_rows<1, false, Arch>(query + r * dim_, dim_, key.data, key.stride, keys, dim_, to, keys_per_tile, 0);
-      else
-        simd::dot_rows<1, true, Arch>(query + r * dim_, dim_, key.data, key.stride, keys, dim_, to, keys_per_tile,
-                                      rows_ahead * key.stride);
-    }
+      simd::dot_rows<together, Arch>(query + r * dim_, dim_, key.data, key.stride, keys.size(), dim_,
+                                     scores + r * keys_per_tile, keys_per_tile);
+    for (; r < count; ++r)
+      simd::dot_rows<1, Arch>(query + r * dim_, dim_, key.data, key.stride, keys.size(), dim_, scores + r * keys_per_tile,
+                              keys_per_tile);
   }
 
-  void multiply_values(row_block<T> value, index_t keys, index_t row, index_t count, T const* weights, bool hidden,
-                       states const& to) {
+  void multiply_values(place const& where, index_t head, interval keys, index_t row, index_t count, T const* weights,
+                       bool hidden, states const& to) {
     T* const sums = to.accumulated + row * to.stride;
+    index_t const stride = p_.value.strides()[1];
+    if (count < 3 && !hidden && p_.value.unit_stride() && p_.value.dim() == value_dim_) {
+      for (index_t r = 0; r < count; ++r)
+        with_value_.add(weights + r * keys_per_tile, p_.value.stored(where.batch, head, where.first_key + keys.first),
+                        stride, keys.size(), value_dim_, sums + r * to.stride, rows_ahead * stride);
+      return;
+    }
+    row_block<T> const value = padded_rows(p_.value, where, head, keys, value_dim_);
     if (hidden) {
       for (index_t r = 0; r < count; ++r)
-        for (index_t k = 0; k < keys; ++k)
+        for (index_t k = 0; k < keys.size(); ++k)
           if (T const* const weight = weights + r * keys_per_tile + k; !(*weight == T(0) && std::signbit(*weight)))
-            simd::add_weighted_rows<false, Arch>(weight, value.data + k * value.stride, value.stride, 1, value_dim_,
-                                          sums + r * to.stride, 0);
-    } else if (count < 3) {
-      for (index_t r = 0; r < count; ++r) {
-        T const* const weight = weights + r * keys_per_tile;
-        if (value.data == rows_)
-          simd::add_weighted_rows<false, Arch>(weight, value.data, value.stride, keys, value_dim_, sums + r * to.stride,
-                                               0);
-        else
-          simd::add_weighted_rows<true, Arch>(weight, value.data, value.stride, keys, value_dim_, sums + r * to.stride,
-                                              rows_ahead * value.stride);
-      }
+            simd::add_weighted_rows<Arch>(weight, value.data + k * value.stride, value.stride, 1, value_dim_,
+                                          sums + r * to.stride);
     } else {
       index_t const registers = value_dim_ / lanes, parts = (registers + 2) / 3;
       for (index_t part = 0; part < parts; ++part) {
         index_t const first = registers * part / parts, last = registers * (part + 1) / parts;
         with_registers(static_cast<int>(last - first), [&](auto size) {
-          simd::multiply<size, true, Arch>(count, keys, {weights, keys_per_tile, 1}, value.data + first * lanes,
+          simd::multiply<size, true, Arch>(count, keys.size(), {weights, keys_per_tile, 1}, value.data + first * lanes,
                                            value.stride, sums + first * lanes, to.stride);
         });
       }
@@ -331,8 +362,12 @@ class decode_worker {
   }
 
   static constexpr index_t staged_stride = keys_per_tile;
+  static constexpr index_t single_step = 8;
+  static constexpr index_t shared_step = 32;
   problem<T> const& p_;
   Sentence const& whole_;
+  stored_products<T, Arch> const& with_key_;
+  stored_products<T, Arch> const& with_value_;
   index_t dim_;
   index_t value_dim_;
   T* query_;
@@ -344,7 +379,8 @@ class decode_worker {
 /// A decode pass over problem `p` into `out`, its shapes checked; `observers` see the rows.
 template <class Arch, class T, class Sentence, class Executor, class... Observers>
 void decode_pass(problem<T> const& p, Sentence const& whole, std::tuple<Observers...> const& observers,
-                 Executor const& run_on, workspace& scratch_memory, sink<T> const& out) {
+                 Executor const& run_on, workspace& scratch_memory, sink<T> const& out,
+                 stored_products<T, Arch> const& with_key, stored_products<T, Arch> const& with_value) {
   using bound_type = decltype(whole.at(place{}));
   using batch = xsimd::batch<T, Arch>;
   using states_type = decode_states<T, Arch, bound_type>;
@@ -369,7 +405,7 @@ void decode_pass(problem<T> const& p, Sentence const& whole, std::tuple<Observer
 
   arena measure_states, measure_worker;
   states_type(measure_states, rows, padded);
-  worker_type(measure_worker, p, whole, rows);
+  worker_type(measure_worker, p, whole, rows, with_key, with_value);
   index_t const state_bytes = static_cast<index_t>(measure_states.used());
   index_t const worker_bytes = static_cast<index_t>(measure_worker.used());
   index_t const pieces = p.sequence.count * parts * chunks;
@@ -384,7 +420,7 @@ void decode_pass(problem<T> const& p, Sentence const& whole, std::tuple<Observer
     index_t const size = decode_chunks::size(where.keys);
     arena of_states(memory + piece * state_bytes), own(workers + worker * worker_bytes);
     states_type const to(of_states, rows, padded);
-    worker_type(own, p, whole, rows)
+    worker_type(own, p, whole, rows, with_key, with_value)
         .run(sequence, {part * heads_per_part, (part + 1) * heads_per_part},
              intersect({chunk * size, (chunk + 1) * size}, {0, where.keys}), to);
   });

@@ -361,11 +361,12 @@ void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& obs
 
 /// A forward pass over problem `p` into `out`, its shapes checked; `observers` see the rows. Each sequence goes the way
 /// that its own number of rows says, so that it does not matter what else is in the batch.
-template <class Arch, class T, class Sentence, class Executor, class Observers>
+template <class Arch, element K, element V, class T, class Sentence, class Executor, class Observers>
 void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& observers, Executor const& run_on,
                   workspace& memory, sink<T> const& out) {
   if constexpr (decodes<decltype(whole.at(place{}))>) {
-    decode_pass<Arch>(p, whole, observers, run_on, memory, out);
+    decode_pass<Arch>(p, whole, observers, run_on, memory, out, stored_products<T, Arch>::template of<K>(),
+                      stored_products<T, Arch>::template of<V>());
     panel_pass<Arch>(p, whole, observers, run_on, memory, out, most_decode_rows + 1);
   } else {
     panel_pass<Arch>(p, whole, observers, run_on, memory, out, 1);
@@ -390,7 +391,7 @@ void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> v
   workspace& memory = scratch_of(ingredients...);
 
   if constexpr (std::tuple_size_v<decltype(sweeps)> == 0) {
-    forward_pass<Arch>(p, whole, observers, run_on, memory, sink<T>(out));
+    forward_pass<Arch, K, V>(p, whole, observers, run_on, memory, sink<T>(out));
   } else {
     // The second sweep needs every row's lse. It outlives the scratch of both passes.
     thread_local workspace lse_memory;
@@ -398,7 +399,7 @@ void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> v
     arena place_of_lse(lse_memory.reserve(
         static_cast<std::size_t>(arena::bytes<T>(shape[0] * shape[1] * shape[2]))));
     tensor_view<T, 3> const lse(place_of_lse.take<T>(shape[0] * shape[1] * shape[2]), shape);
-    forward_pass<Arch>(p, whole, std::tuple_cat(observers, std::tuple(lse_into<T>{lse})), run_on, memory,
+    forward_pass<Arch, K, V>(p, whole, std::tuple_cat(observers, std::tuple(lse_into<T>{lse})), run_on, memory,
                        sink<T>(out));
     saved_result<T> const saved{{}, {}, lse, {}};
     std::apply([&](auto const&... sweep) { (observe_sweep<Arch>(sweep, p, saved, whole, run_on, memory), ...); },

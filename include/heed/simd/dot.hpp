@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/simd/lanes.hpp>
+#include <heed/simd/load.hpp>
 
 #include <algorithm>
 
@@ -30,18 +31,18 @@ void sum_lanes(xsimd::batch<T, Arch> const* rows, T* sums) {
 
 }  // namespace detail
 
-/// scores[q * score_stride + k] = query(q) . key(k) for `count` keys. Rows are `depth` numbers long, a number of whole
-/// registers. With `Ahead`, while a row is read the one `ahead` numbers on is asked for.
-template <int Queries, bool Ahead, class Arch, class T>
-void dot_rows(T const* queries, index_t query_stride, T const* keys, index_t key_stride, index_t count, index_t depth,
-              T* scores, index_t score_stride, index_t ahead) {
+/// scores[q * score_stride + k] = query(q) . key(k) for `count` keys, stored in any element type. Rows are `depth` numbers
+/// long, a number of whole registers. While a row is read the one `ahead` elements on is asked for, if that is not 0.
+template <int Queries, class Arch, class T, class Stored>
+void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_t key_stride, index_t count,
+              index_t depth, T* scores, index_t score_stride, index_t ahead = 0) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   // One round fills a register with sums: Queries x lanes / Queries of them.
   constexpr index_t keys_per_round = lanes / Queries;
   static_assert(keys_per_round * Queries == lanes);
   for (index_t first = 0; first < count; first += keys_per_round) {
-    T const* key[keys_per_round];
+    Stored const* key[keys_per_round];
     batch sum[Queries][keys_per_round];
 #pragma GCC unroll 16
     for (index_t k = 0; k < keys_per_round; ++k) {
@@ -50,8 +51,7 @@ void dot_rows(T const* queries, index_t query_stride, T const* keys, index_t key
       for (int q = 0; q < Queries; ++q) sum[q][k] = batch(T(0));
     }
     auto const step = [&](index_t k, index_t d) {
-      batch const part = batch::load_unaligned(key[k] + d);
-      if constexpr (Ahead) __builtin_prefetch(key[k] + d + ahead);
+      batch const part = load_stored<T, Arch>(key[k] + d);
 #pragma GCC unroll 4
       for (int q = 0; q < Queries; ++q)
         sum[q][k] = xsimd::fma(part, batch::load_aligned(queries + q * query_stride + d), sum[q][k]);
@@ -60,7 +60,10 @@ void dot_rows(T const* queries, index_t query_stride, T const* keys, index_t key
       // One row after the other: memory is read in order, and the rows' sums overlap in flight.
 #pragma GCC unroll 16
       for (index_t k = 0; k < keys_per_round; ++k)
-        for (index_t d = 0; d < depth; d += lanes) step(k, d);
+        for (index_t d = 0; d < depth; d += lanes) {
+          __builtin_prefetch(key[k] + d + ahead);
+          step(k, d);
+        }
     } else {
       for (index_t d = 0; d < depth; d += lanes)
 #pragma GCC unroll 16
@@ -75,28 +78,28 @@ void dot_rows(T const* queries, index_t query_stride, T const* keys, index_t key
 }
 
 /// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned, `ahead` as in dot_rows.
-template <bool Ahead, class Arch, class T>
-void add_weighted_rows(T const* weights, T const* rows, index_t stride, index_t count, index_t columns, T* to,
-                       index_t ahead) {
+template <class Arch, class T, class Stored>
+void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, index_t count, index_t columns, T* to,
+                       index_t ahead = 0) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   index_t k = 0;
   for (; k + 4 <= count; k += 4) {
-    T const* const row = rows + k * stride;
+    Stored const* const row = rows + k * stride;
     batch const weight[4] = {batch(weights[k]), batch(weights[k + 1]), batch(weights[k + 2]), batch(weights[k + 3])};
     for (index_t c = 0; c < columns; c += lanes) {
       batch sum = batch::load_aligned(to + c);
 #pragma GCC unroll 4
       for (index_t i = 0; i < 4; ++i) {
-        if constexpr (Ahead) __builtin_prefetch(row + i * stride + c + ahead);
-        sum = xsimd::fma(weight[i], batch::load_unaligned(row + i * stride + c), sum);
+        __builtin_prefetch(row + i * stride + c + ahead);
+        sum = xsimd::fma(weight[i], load_stored<T, Arch>(row + i * stride + c), sum);
       }
       sum.store_aligned(to + c);
     }
   }
   for (; k < count; ++k)
     for (index_t c = 0; c < columns; c += lanes)
-      xsimd::fma(batch(weights[k]), batch::load_unaligned(rows + k * stride + c), batch::load_aligned(to + c))
+      xsimd::fma(batch(weights[k]), load_stored<T, Arch>(rows + k * stride + c), batch::load_aligned(to + c))
           .store_aligned(to + c);
 }
 

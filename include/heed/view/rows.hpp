@@ -90,6 +90,10 @@ class source {
   auto const& extents() const { return extents_; }
   auto const& strides() const { return strides_; }
 
+  /// Where row `first` of one head is stored, in elements of the tensor's own type.
+  void const* stored(index_t batch, index_t head, index_t first) const { return at(batch, first, head); }
+  bool unit_stride() const { return strides_[3] == 1 || dim() <= 1; }
+
   /// Whether rows can be used where they lie.
   bool in_place() const { return in_place_; }
 
