@@ -22,26 +22,36 @@ inline constexpr index_t most_decode_rows = 8;
 template <class Bound>
 inline constexpr bool decodes = decltype(Bound::normaliser)::order == key_order::any;
 
-/// The products of one query with stored rows, for the element type of the rows: where a row is read once, it is
-/// converted in registers.
+/// The products of queries with stored rows, for the element type of the rows: they are converted in registers.
 template <class T, class Arch>
 struct stored_products {
-  void (*dot)(T const* query, void const* rows, index_t stride, index_t count, index_t depth, T* scores, index_t ahead);
+  static constexpr int together = xsimd::batch<T, Arch>::size >= 4 ? 4 : 2;
+
+  /// Scores of one query, or of `together`, with some keys; see simd::dot_rows.
+  using dot_product = void (*)(T const* query, void const* keys, index_t stride, index_t count, index_t depth, T* scores,
+                               index_t ahead);
+  dot_product dot;
+  dot_product dot_together;
+  /// Some values times the weights of one query; see simd::add_weighted_rows.
   void (*add)(T const* weights, void const* rows, index_t stride, index_t count, index_t columns, T* to, index_t ahead);
 
   template <element E>
   static stored_products of() {
     using stored = std::remove_const_t<E>;
-    return {[](T const* query, void const* rows, index_t stride, index_t count, index_t depth, T* scores,
-               index_t ahead) {
-              simd::dot_rows<1, Arch>(query, depth, static_cast<stored const*>(rows), stride, count, depth, scores,
-                                      count, ahead);
-            },
+    return {&dot_stored<1, stored>, &dot_stored<together, stored>,
             [](T const* weights, void const* rows, index_t stride, index_t count, index_t columns, T* to,
                index_t ahead) {
               simd::add_weighted_rows<Arch>(weights, static_cast<stored const*>(rows), stride, count, columns, to,
                                             ahead);
             }};
+  }
+
+ private:
+  template <int Queries, class Stored>
+  static void dot_stored(T const* query, void const* keys, index_t stride, index_t count, index_t depth, T* scores,
+                         index_t ahead) {
+    simd::dot_rows<Queries, Arch>(query, depth, static_cast<Stored const*>(keys), stride, count, depth, scores,
+                                  keys_per_tile, ahead);
   }
 };
 
@@ -196,23 +206,19 @@ class decode_worker {
   }
 
   void multiply_keys(place const& where, index_t head, interval keys, index_t row, index_t count, T* scores) {
+    constexpr int together = stored_products<T, Arch>::together;
+    bool const stored = p_.key.unit_stride() && p_.key.dim() == dim_;
+    row_block<T> const padded = stored ? row_block<T>{} : padded_rows(p_.key, where, head, keys, dim_);
+    auto const& products = stored ? with_key_ : with_padded_;
+    void const* const rows = stored ? p_.key.stored(where.batch, head, where.first_key + keys.first) : padded.data;
+    index_t const stride = stored ? p_.key.strides()[1] : padded.stride;
+    index_t ahead = stored ? rows_ahead * stride : 0;
     T const* const query = query_ + row * dim_;
-    index_t const stride = p_.key.strides()[1];
-    if (count < 3 && p_.key.unit_stride() && p_.key.dim() == dim_) {
-      for (index_t r = 0; r < count; ++r)
-        with_key_.dot(query + r * dim_, p_.key.stored(where.batch, head, where.first_key + keys.first), stride, keys.size(),
-                      dim_, scores + r * keys_per_tile, rows_ahead * stride);
-      return;
-    }
-    row_block<T> const key = padded_rows(p_.key, where, head, keys, dim_);
-    constexpr int together = lanes >= 4 ? 4 : 2;
     index_t r = 0;
-    for (; r + together <= count; r += together)
-      simd::dot_rows<together, Arch>(query + r * dim_, dim_, key.data, key.stride, keys.size(), dim_,
-                                     scores + r * keys_per_tile, keys_per_tile);
+    for (; r + together <= count; r += together, ahead = 0)
+      products.dot_together(query + r * dim_, rows, stride, keys.size(), dim_, scores + r * keys_per_tile, ahead);
     for (; r < count; ++r)
-      simd::dot_rows<1, Arch>(query + r * dim_, dim_, key.data, key.stride, keys.size(), dim_, scores + r * keys_per_tile,
-                              keys_per_tile);
+      products.dot(query + r * dim_, rows, stride, keys.size(), dim_, scores + r * keys_per_tile, ahead);
   }
 
   void multiply_values(place const& where, index_t head, interval keys, index_t row, index_t count, T const* weights,
@@ -368,6 +374,7 @@ class decode_worker {
   Sentence const& whole_;
   stored_products<T, Arch> const& with_key_;
   stored_products<T, Arch> const& with_value_;
+  stored_products<T, Arch> const with_padded_ = stored_products<T, Arch>::template of<T>();
   index_t dim_;
   index_t value_dim_;
   T* query_;

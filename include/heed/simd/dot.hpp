@@ -65,6 +65,9 @@ void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_
           step(k, d);
         }
     } else {
+      if (ahead != 0)
+        for (index_t k = 0; k < keys_per_round; ++k)
+          for (index_t d = 0; d < depth; d += 64 / static_cast<index_t>(sizeof(Stored))) __builtin_prefetch(key[k] + d + ahead);
       for (index_t d = 0; d < depth; d += lanes)
 #pragma GCC unroll 16
         for (index_t k = 0; k < keys_per_round; ++k) step(k, d);
