@@ -74,9 +74,13 @@ void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_
     }
     alignas(64) T result[lanes];
     detail::sum_lanes<T, Arch>(&sum[0][0], result);
-    for (int q = 0; q < Queries; ++q)
-      for (index_t k = 0; k < std::min(keys_per_round, count - first); ++k)
-        scores[q * score_stride + first + k] = result[q * keys_per_round + k];
+    for (int q = 0; q < Queries; ++q) {
+      T* const to = scores + q * score_stride + first;
+      if (first + keys_per_round <= count)
+        std::copy_n(result + q * keys_per_round, keys_per_round, to);
+      else
+        std::copy_n(result + q * keys_per_round, count - first, to);
+    }
   }
 }
 
