@@ -1,0 +1,68 @@
+// Random cases that can be replayed. HEED_TEST_SEED=n runs only the case of that seed,
+// HEED_TEST_CASES=n sets how many cases each loop runs.
+#pragma once
+
+#include "support/catch.hpp"
+
+#include <cstdint>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <string_view>
+
+namespace support {
+
+using seed_t = std::uint64_t;
+
+/// Draws. The standard distributions differ between libraries; these do not, so that a seed is the
+/// same case everywhere.
+class random {
+ public:
+  explicit random(seed_t seed) : engine_(seed) {}
+
+  /// An integer in [low, high].
+  std::ptrdiff_t between(std::ptrdiff_t low, std::ptrdiff_t high) {
+    return low + static_cast<std::ptrdiff_t>(engine_() % static_cast<seed_t>(high - low + 1));
+  }
+  bool one_in(std::ptrdiff_t n) { return between(1, n) == 1; }
+  /// In [0, 1).
+  double uniform() { return static_cast<double>(engine_() >> 11) * 0x1p-53; }
+  double uniform(double low, double high) { return low + (high - low) * uniform(); }
+  /// About normal, with mean 0 and variance 1: the sum of twelve uniform draws.
+  double normal() {
+    double sum = -6;
+    for (int i = 0; i < 12; ++i) sum += uniform();
+    return sum;
+  }
+  template <class Choices>
+  auto one_of(Choices const& choices) {
+    return *(std::begin(choices) + between(0, static_cast<std::ptrdiff_t>(std::size(choices)) - 1));
+  }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+/// Runs `body(seed)` for `cases` seeds that belong to `name`. The body returns what it complains
+/// about, or nothing.
+template <class Body>
+void for_each_seed(std::string_view name, int cases, Body body) {
+  auto run = [&](seed_t seed) {
+    INFO("HEED_TEST_SEED=" << seed << " replays this case of " << name);
+    std::string const complaint = body(seed);
+    CHECK(complaint == "");
+    return complaint.empty();
+  };
+  if (char const* only = std::getenv("HEED_TEST_SEED")) {
+    run(std::strtoull(only, nullptr, 10));
+    return;
+  }
+  if (char const* count = std::getenv("HEED_TEST_CASES")) cases = std::atoi(count);
+  seed_t first = 14695981039346656037u;  // FNV-1a
+  for (char c : name) first = (first ^ static_cast<unsigned char>(c)) * 1099511628211u;
+  first = first % 1000000 * 100000;
+  int failures = 0;
+  for (int i = 0; i < cases && failures < 5; ++i) failures += !run(first + static_cast<seed_t>(i));
+}
+
+}  // namespace support
