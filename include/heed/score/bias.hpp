@@ -43,10 +43,15 @@ struct bias {
     template <class C>
     void fill(pair_tile<C> const& tile) const {
       if constexpr (std::same_as<T, C>)
-        if (key_stride == 1 && tile.row_stride == 1)
+        if (key_stride == 1 && tile.row_stride == 1) {
+          // The next panel of rows reads on below these, too far down to be foreseen.
+          for (index_t row = tile.rows.first; row < tile.rows.last; ++row)
+            for (index_t key = tile.keys.first; key < tile.keys.last; key += 64 / static_cast<index_t>(sizeof(T)))
+              __builtin_prefetch(&at(row + tile.rows.size(), key));
           return simd::transpose<xsimd::default_arch>(tile.rows.size(), tile.keys.size(),
                                                       &at(tile.rows.first, tile.keys.first), row_stride,
                                                       tile.data, tile.key_stride);
+        }
       for (index_t key = tile.keys.first; key < tile.keys.last; ++key)
         for (index_t row = tile.rows.first; row < tile.rows.last; ++row)
           tile.data[(row - tile.rows.first) * tile.row_stride + (key - tile.keys.first) * tile.key_stride] =
