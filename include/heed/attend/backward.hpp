@@ -8,11 +8,11 @@
 
 /// Engine 1, backward: one sweep over the tiles of scores, five products a tile.
 ///
-/// The weights are made again from the scores and the saved lse. A piece of work is a chunk of keys of one
-/// group of heads: it owns the gradients of its keys and values outright, and leaves its share of the query
-/// gradient in a buffer of its own; the shares are added in the order of the chunks. Chunks are cut by the
-/// shape of the call, so the sums are the same whoever computes them. Query rows go by in blocks, so that the
-/// buffers do not grow with the sequence.
+/// The weights are made again from the scores and the saved lse. A piece of work is a chunk of keys
+/// of one group of heads: it owns the gradients of its keys and values outright, and leaves its
+/// share of the query gradient in a buffer of its own; the shares are added in the order of the
+/// chunks. Chunks are cut by the shape of the call, so the sums are the same whoever computes them.
+/// Query rows go by in blocks, so that the buffers do not grow with the sequence.
 namespace heed::attend {
 
 /// How a backward call is cut up; a function of its shape alone.
@@ -23,7 +23,7 @@ struct backward_plan {
   static constexpr index_t rows_per_block = panels_per_block * shape::max_lanes;
 
   problem<T> const& p;
-  index_t groups;           // of heads that share keys or values, for each sequence
+  index_t groups;  // of heads that share keys or values, for each sequence
   index_t heads_per_group;
   index_t chunks;           // of keys, the most a sequence has
   index_t groups_per_wave;  // sequence and group pairs whose pieces run at once
@@ -33,9 +33,10 @@ struct backward_plan {
         groups(std::max<index_t>(std::gcd(p.key_heads, p.value_heads), 1)),
         heads_per_group(p.heads / groups),
         chunks(0) {
-    for (index_t g = 0; g < p.sequence.count; ++g) chunks = std::max(chunks, chunks_of(p.sequence.at(g, 0).keys));
-    groups_per_wave =
-        std::clamp<index_t>(64 / std::max<index_t>(chunks, 1), 1, std::max<index_t>(p.sequence.count * groups, 1));
+    for (index_t g = 0; g < p.sequence.count; ++g)
+      chunks = std::max(chunks, chunks_of(p.sequence.at(g, 0).keys));
+    groups_per_wave = std::clamp<index_t>(64 / std::max<index_t>(chunks, 1), 1,
+                                          std::max<index_t>(p.sequence.count * groups, 1));
   }
 
   /// Enough chunks for many threads where heads are few, and never more than 64 of them.
@@ -68,7 +69,8 @@ struct backward_scratch {
   };
 
   backward_scratch(arena& memory, problem<T> const& p, index_t panels, index_t readers)
-      : padded_dim(simd::round_up(p.dim, lanes)), padded_value_dim(simd::round_up(p.value_dim, lanes)) {
+      : padded_dim(simd::round_up(p.dim, lanes)),
+        padded_value_dim(simd::round_up(p.value_dim, lanes)) {
     constexpr index_t width = shape::max_lanes;
     panel_ = memory.take<panel_memory>(panels);
     for (index_t i = 0; i < panels; ++i) {
@@ -113,17 +115,20 @@ class backward_worker {
   using panel_memory = typename memory::panel_memory;
   static constexpr index_t lanes = shape::lanes;
 
-  backward_worker(problem<T> const& p, saved_result<T> const& saved, place const& where, Bound const& bound,
-                  memory& scratch)
+  backward_worker(problem<T> const& p, saved_result<T> const& saved, place const& where,
+                  Bound const& bound, memory& scratch)
       : p_(p), saved_(saved), where_(where), bound_(bound), scratch_(scratch) {}
 
-  /// Panels [panels.first, panels.last) against the keys of a chunk. Adds to the rows of dkey and dvalue that
-  /// belong to the chunk; `share` receives the chunk's part of d loss / d (scaled query): [panel][dim][lane].
-  void run(interval panels, interval chunk, T* share, accumulator<T> const& dkey, accumulator<T> const& dvalue) {
+  /// Panels [panels.first, panels.last) against the keys of a chunk. Adds to the rows of dkey and
+  /// dvalue that belong to the chunk; `share` receives the chunk's part of d loss / d (scaled
+  /// query): [panel][dim][lane].
+  void run(interval panels, interval chunk, T* share, accumulator<T> const& dkey,
+           accumulator<T> const& dvalue) {
     std::fill_n(share, panels.size() * shape::max_lanes * p_.dim, T(0));
     interval_set keys;
     for (index_t number = panels.first; number < panels.last; ++number)
-      keys = keys | pattern_keys(bound_.pattern, panelling<T, Arch>::at(where_, p_.position, number).positions,
+      keys = keys | pattern_keys(bound_.pattern,
+                                 panelling<T, Arch>::at(where_, p_.position, number).positions,
                                  where_.keys);
     if (keys.hull_within(chunk).empty()) return;
     for (index_t i = 0; i < panels.size(); ++i) open(scratch_[i], panels.first + i);
@@ -138,11 +143,14 @@ class backward_worker {
     open_gradient_panel<Arch>(p_, saved_, where_, bound_, number, at, scratch_.rows);
     interval const rows = at.queries.rows;
     T* const scale = scratch_.weights;
-    for (index_t lane = 0; lane < rows.size(); ++lane) scale[lane] = p_.score_scale(where_, rows.first + lane);
+    for (index_t lane = 0; lane < rows.size(); ++lane)
+      scale[lane] = p_.score_scale(where_, rows.first + lane);
     load_rows(p_.query, rows, scale, at.query_rows, scratch_.padded_dim);
     load_rows(saved_.dout, rows, nullptr, at.dout_rows, scratch_.padded_value_dim);
-    at.finite = all_finite<Arch>(row_block<T>{at.query_rows, scratch_.padded_dim}, rows.size(), p_.dim) &&
-                all_finite<Arch>(row_block<T>{at.dout_rows, scratch_.padded_value_dim}, rows.size(), p_.value_dim);
+    at.finite =
+        all_finite<Arch>(row_block<T>{at.query_rows, scratch_.padded_dim}, rows.size(), p_.dim) &&
+        all_finite<Arch>(row_block<T>{at.dout_rows, scratch_.padded_value_dim}, rows.size(),
+                         p_.value_dim);
   }
 
   void load_rows(source<T> const& from, interval rows, T const* scale, T* to, index_t stride) {
@@ -154,11 +162,14 @@ class backward_worker {
     }
   }
 
-  void visit(interval tile, index_t panels, T* share, accumulator<T> const& dkey, accumulator<T> const& dvalue) {
+  void visit(interval tile, index_t panels, T* share, accumulator<T> const& dkey,
+             accumulator<T> const& dvalue) {
     index_t const key_head = p_.key_head(where_.head), value_head = p_.value_head(where_.head);
     index_t const first_key = where_.first_key + tile.first;
-    row_block<T> const key = p_.key.rows(where_.batch, key_head, first_key, tile.size(), scratch_.key, true);
-    row_block<T> const value = p_.value.rows(where_.batch, value_head, first_key, tile.size(), scratch_.value, true);
+    row_block<T> const key =
+        p_.key.rows(where_.batch, key_head, first_key, tile.size(), scratch_.key, true);
+    row_block<T> const value =
+        p_.value.rows(where_.batch, value_head, first_key, tile.size(), scratch_.value, true);
     int key_finite = -1;
     std::fill_n(scratch_.dkey, tile.size() * scratch_.padded_dim, T(0));
     std::fill_n(scratch_.dvalue, tile.size() * scratch_.padded_value_dim, T(0));
@@ -172,30 +183,36 @@ class backward_worker {
       if (hidden && key_finite < 0) key_finite = all_finite<Arch>(key, tile.size(), p_.dim) ? 1 : 0;
       index_t const skipped = part.first - tile.first;
       with_registers(at.queries.registers, [&](auto registers) {
-        absorb<registers>(at, part, cover == coverage::some ? masked_rows(bound_.pattern, at.queries.positions, part) : interval{},
-                          !hidden || key_finite == 1, !hidden || at.finite,
-                          {key.data + skipped * key.stride, key.stride},
-                          {value.data + skipped * value.stride, value.stride},
-                          share + i * shape::max_lanes * p_.dim, scratch_.dkey + skipped * scratch_.padded_dim,
-                          scratch_.dvalue + skipped * scratch_.padded_value_dim);
+        absorb<registers>(
+            at, part,
+            cover == coverage::some ? masked_rows(bound_.pattern, at.queries.positions, part)
+                                    : interval{},
+            !hidden || key_finite == 1, !hidden || at.finite,
+            {key.data + skipped * key.stride, key.stride},
+            {value.data + skipped * value.stride, value.stride},
+            share + i * shape::max_lanes * p_.dim, scratch_.dkey + skipped * scratch_.padded_dim,
+            scratch_.dvalue + skipped * scratch_.padded_value_dim);
       });
     }
     dkey.add(where_.batch, key_head, first_key, tile.size(), scratch_.dkey, scratch_.padded_dim);
-    dvalue.add(where_.batch, value_head, first_key, tile.size(), scratch_.dvalue, scratch_.padded_value_dim);
+    dvalue.add(where_.batch, value_head, first_key, tile.size(), scratch_.dvalue,
+               scratch_.padded_value_dim);
   }
 
   template <int Registers>
-  void absorb(panel_memory& at, interval keys, interval masked, bool key_finite, bool rows_finite, row_block<T> key,
-              row_block<T> value, T* share, T* dkey, T* dvalue) {
+  void absorb(panel_memory& at, interval keys, interval masked, bool key_finite, bool rows_finite,
+              row_block<T> key, row_block<T> value, T* share, T* dkey, T* dvalue) {
     constexpr index_t width = lanes * Registers;
     index_t const count = keys.size();
     T* const weights = scratch_.weights;
     T* const dscores = scratch_.dscores;
     score_tile<Registers, Arch, T, Bound> const tile{
-        bound_, at.queries, at.positions, keys, masked, weights, scratch_.staged, memory::staged_stride};
-    simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query, width, weights, width);
-    simd::multiply<Registers, false, Arch>(count, p_.value_dim, {value.data, value.stride, 1}, at.dout, width, dscores,
-                                           width);
+        bound_, at.queries, at.positions,    keys,
+        masked, weights,    scratch_.staged, memory::staged_stride};
+    simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query,
+                                           width, weights, width);
+    simd::multiply<Registers, false, Arch>(count, p_.value_dim, {value.data, value.stride, 1},
+                                           at.dout, width, dscores, width);
     tile.stage();
     if (hides(bound_, !masked.empty()))
       differentiate<Registers, true>(at, tile, count);
@@ -203,20 +220,25 @@ class backward_worker {
       differentiate<Registers, false>(at, tile, count);
 
     if (key_finite)
-      simd::multiply<Registers, true, Arch>(p_.dim, count, {key.data, 1, key.stride}, dscores, width, share, width);
+      simd::multiply<Registers, true, Arch>(p_.dim, count, {key.data, 1, key.stride}, dscores,
+                                            width, share, width);
     else
       multiply_visible<Registers, Arch>(p_.dim, count, key, dscores, weights, share, width);
-    add_rows(count, at.queries.count(), dscores, weights, width, rows_finite, at.query_rows, scratch_.padded_dim, dkey);
-    if constexpr (std::tuple_size_v<decltype(Bound::factors)> > 0) apply_factors<Registers>(tile, count);
-    add_rows(count, at.queries.count(), weights, weights, width, rows_finite, at.dout_rows, scratch_.padded_value_dim,
-             dvalue);
+    add_rows(count, at.queries.count(), dscores, weights, width, rows_finite, at.query_rows,
+             scratch_.padded_dim, dkey);
+    if constexpr (std::tuple_size_v < decltype(Bound::factors) >> 0)
+      apply_factors<Registers>(tile, count);
+    add_rows(count, at.queries.count(), weights, weights, width, rows_finite, at.dout_rows,
+             scratch_.padded_value_dim, dvalue);
   }
 
-  /// From raw scores and d loss / d weight: weights, -0 where a pair is hidden, and d loss / d raw score.
+  /// From raw scores and d loss / d weight: weights, -0 where a pair is hidden, and d loss / d raw
+  /// score.
   template <int Registers, bool Hidden>
-  void differentiate(panel_memory const& at, score_tile<Registers, Arch, T, Bound> const& tile, index_t count) {
+  void differentiate(panel_memory const& at, score_tile<Registers, Arch, T, Bound> const& tile,
+                     index_t count) {
     constexpr index_t width = lanes * Registers;
-    constexpr bool factored = std::tuple_size_v<decltype(Bound::factors)> > 0;
+    constexpr bool factored = std::tuple_size_v < decltype(Bound::factors) >> 0;
     batch lse[Registers], delta[Registers];
 #pragma GCC unroll 4
     for (int r = 0; r < Registers; ++r) {
@@ -236,7 +258,7 @@ class backward_worker {
         if constexpr (factored) dweight *= factor[r];
         batch weight = bound_.normaliser.weight(score[r], lse[r]);
         batch dscore = bound_.normaliser.score_gradient(score[r], weight, dweight, delta[r]);
-        if constexpr (std::tuple_size_v<decltype(Bound::modifiers)> > 0) dscore *= slope[r];
+        if constexpr (std::tuple_size_v < decltype(Bound::modifiers) >> 0) dscore *= slope[r];
         if constexpr (Hidden) {
           auto const is_hidden = score[r] == batch(-std::numeric_limits<T>::infinity());
           weight = xsimd::select(is_hidden, batch(T(-0.0)), weight);
@@ -261,28 +283,28 @@ class backward_worker {
   }
 
   /// to[key][column] += sum_lane numbers[key][lane] * rows[lane][column].
-  void add_rows(index_t keys, index_t count, T const* numbers, T const* marks, index_t width, bool finite,
-                T const* rows, index_t columns, T* to) {
+  void add_rows(index_t keys, index_t count, T const* numbers, T const* marks, index_t width,
+                bool finite, T const* rows, index_t columns, T* to) {
     if (!finite) return add_visible_rows(keys, count, numbers, marks, width, rows, columns, to);
     index_t const registers = columns / lanes, parts = (registers + 2) / 3;
     for (index_t part = 0; part < parts; ++part) {
       index_t const first = registers * part / parts, last = registers * (part + 1) / parts;
       with_registers(static_cast<int>(last - first), [&](auto size) {
-        simd::multiply<size, true, Arch>(keys, count, {numbers, width, 1}, rows + first * lanes, columns,
-                                         to + first * lanes, columns);
+        simd::multiply<size, true, Arch>(keys, count, {numbers, width, 1}, rows + first * lanes,
+                                         columns, to + first * lanes, columns);
       });
     }
   }
 
-  void add_visible_rows(index_t keys, index_t count, T const* numbers, T const* marks, index_t width, T const* rows,
-                        index_t columns, T* to) {
+  void add_visible_rows(index_t keys, index_t count, T const* numbers, T const* marks,
+                        index_t width, T const* rows, index_t columns, T* to) {
     for (index_t k = 0; k < keys; ++k)
       for (index_t lane = 0; lane < count; ++lane)
         if (!(marks[k * width + lane] == T(0) && std::signbit(marks[k * width + lane])))
           for (index_t c = 0; c < columns; c += lanes) {
             T* const sum = to + k * columns + c;
-            xsimd::fma(batch(numbers[k * width + lane]), batch::load_aligned(rows + lane * columns + c),
-                       batch::load_aligned(sum))
+            xsimd::fma(batch(numbers[k * width + lane]),
+                       batch::load_aligned(rows + lane * columns + c), batch::load_aligned(sum))
                 .store_aligned(sum);
           }
   }
@@ -295,16 +317,19 @@ class backward_worker {
 };
 
 /// The gradients of forward(); see softmax.hpp.
-template <class Arch = xsimd::default_arch, element Q, element K, element V, element O, class L, element DO, element DQ,
-          element DK, element DV, class... I>
-void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value, tensor_view<O, 4> out,
-              tensor_view<L, 3> lse, tensor_view<DO, 4> dout, tensor_view<DQ, 4> dquery, tensor_view<DK, 4> dkey,
-              tensor_view<DV, 4> dvalue, I const&... ingredients) {
+template <class Arch = xsimd::default_arch, element Q, element K, element V, element O, class L,
+          element DO, element DQ, element DK, element DV, class... I>
+void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
+              tensor_view<O, 4> out, tensor_view<L, 3> lse, tensor_view<DO, 4> dout,
+              tensor_view<DQ, 4> dquery, tensor_view<DK, 4> dkey, tensor_view<DV, 4> dvalue,
+              I const&... ingredients) {
   using T = compute_type<Q, K, V, O>;
-  static_assert(std::is_same_v<std::remove_const_t<L>, T>,
-                "heed: lse is in the type of the computation: float, or double where an operand is double");
+  static_assert(
+      std::is_same_v<std::remove_const_t<L>, T>,
+      "heed: lse is in the type of the computation: float, or double where an operand is double");
   problem<T> const p = make_problem<T>(query, key, value, ingredients...);
-  saved_result<T> const saved = make_saved_result<T>(p, query, value, out, lse, dout, ingredients...);
+  saved_result<T> const saved =
+      make_saved_result<T>(p, query, value, out, lse, dout, ingredients...);
   check_gradients(query, key, value, dquery, dkey, dvalue);
 
   auto const whole = make_sentence(ingredients...);
@@ -345,17 +370,20 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
   to.value.clear();
 
   double dscale = 0;
-  index_t const blocks = (p.sequence.max_rows() + plan_type::rows_per_block - 1) / plan_type::rows_per_block;
+  index_t const blocks =
+      (p.sequence.max_rows() + plan_type::rows_per_block - 1) / plan_type::rows_per_block;
   for (index_t member = 0; member < plan.heads_per_group; ++member)
     for (index_t block = 0; block < blocks; ++block)
       for (index_t first_pair = 0; first_pair < pairs; first_pair += plan.groups_per_wave) {
         index_t const wave = std::min(plan.groups_per_wave, pairs - first_pair);
         auto const place_of = [&](index_t pair) {
-          return p.sequence.at(pair / plan.groups, pair % plan.groups * plan.heads_per_group + member);
+          return p.sequence.at(pair / plan.groups,
+                               pair % plan.groups * plan.heads_per_group + member);
         };
         auto const panels_of = [&](place const& where) {
-          return intersect({block * plan_type::panels_per_block, (block + 1) * plan_type::panels_per_block},
-                           {0, panelling<T, Arch>::count(where.rows)});
+          return intersect(
+              {block * plan_type::panels_per_block, (block + 1) * plan_type::panels_per_block},
+              {0, panelling<T, Arch>::count(where.rows)});
         };
         parallel_for(run_on, wave * plan.chunks, [&](index_t piece, index_t worker) {
           place const where = place_of(first_pair + piece / plan.chunks);
@@ -369,20 +397,26 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
           backward_worker<T, Arch, bound>(p, saved, where, here, scratch)
               .run(panels, keys, to.shares + piece * plan.query_share(), to.key, to.value);
         });
-        parallel_for(run_on, wave * plan_type::panels_per_block, [&](index_t piece, index_t worker) {
-          place const where = place_of(first_pair + piece / plan_type::panels_per_block);
-          interval const panels = panels_of(where);
-          index_t const number = piece % plan_type::panels_per_block;
-          to.scale_sums[piece] = 0;
-          if (number >= panels.size()) return;
-          panel const queries = panelling<T, Arch>::at(where, p.position, panels.first + number);
-          T const* const first_share = to.shares + piece / plan_type::panels_per_block * plan.chunks * plan.query_share() +
-                                       number * plan_type::shape::max_lanes * p.dim;
-          to.scale_sums[piece] = add_shares<T, Arch>(p, where, queries, first_share, plan.query_share(),
-                                                  plan.chunks_of(where.keys), to.query, row_gradients,
-                                                  reinterpret_cast<T*>(to.workers + worker * worker_bytes));
-        });
-        for (index_t piece = 0; piece < wave * plan_type::panels_per_block; ++piece) dscale += to.scale_sums[piece];
+        parallel_for(
+            run_on, wave * plan_type::panels_per_block, [&](index_t piece, index_t worker) {
+              place const where = place_of(first_pair + piece / plan_type::panels_per_block);
+              interval const panels = panels_of(where);
+              index_t const number = piece % plan_type::panels_per_block;
+              to.scale_sums[piece] = 0;
+              if (number >= panels.size()) return;
+              panel const queries =
+                  panelling<T, Arch>::at(where, p.position, panels.first + number);
+              T const* const first_share =
+                  to.shares +
+                  piece / plan_type::panels_per_block * plan.chunks * plan.query_share() +
+                  number * plan_type::shape::max_lanes * p.dim;
+              to.scale_sums[piece] =
+                  add_shares<T, Arch>(p, where, queries, first_share, plan.query_share(),
+                                      plan.chunks_of(where.keys), to.query, row_gradients,
+                                      reinterpret_cast<T*>(to.workers + worker * worker_bytes));
+            });
+        for (index_t piece = 0; piece < wave * plan_type::panels_per_block; ++piece)
+          dscale += to.scale_sums[piece];
       }
   to.query.finish(dquery);
   to.key.finish(dkey);

@@ -10,9 +10,10 @@
 
 /// Engine 1, decode: few queries against many keys.
 ///
-/// Here the cost is reading keys and values, so they are read once for all query heads that share them, in the
-/// order they lie in memory, and keys rather than queries stand in lanes. Keys are split in chunks, each with a
-/// state of its own, and the states are joined in the order of the keys; chunks are cut by the number of keys alone.
+/// Here the cost is reading keys and values, so they are read once for all query heads that share
+/// them, in the order they lie in memory, and keys rather than queries stand in lanes. Keys are
+/// split in chunks, each with a state of its own, and the states are joined in the order of the
+/// keys; chunks are cut by the number of keys alone.
 namespace heed::attend {
 
 /// A sequence goes this way up to so many query rows.
@@ -22,45 +23,49 @@ inline constexpr index_t most_decode_rows = 8;
 template <class Bound>
 inline constexpr bool decodes = decltype(Bound::normaliser)::order == key_order::any;
 
-/// The products of queries with stored rows, for the element type of the rows: they are converted in registers.
+/// The products of queries with stored rows, for the element type of the rows: they are converted
+/// in registers.
 template <class T, class Arch>
 struct stored_products {
   static constexpr int together = xsimd::batch<T, Arch>::size >= 4 ? 4 : 2;
 
   /// Scores of one query, or of `together`, with some keys; see simd::dot_rows.
-  using dot_product = void (*)(T const* query, void const* keys, index_t stride, index_t count, index_t depth, T* scores,
-                               index_t ahead);
+  using dot_product = void (*)(T const* query, void const* keys, index_t stride, index_t count,
+                               index_t depth, T* scores, index_t ahead);
   dot_product dot;
   dot_product dot_together;
   /// Some values times the weights of one query; see simd::add_weighted_rows.
-  void (*add)(T const* weights, void const* rows, index_t stride, index_t count, index_t columns, T* to, index_t ahead);
+  void (*add)(T const* weights, void const* rows, index_t stride, index_t count, index_t columns,
+              T* to, index_t ahead);
 
   template <element E>
   static stored_products of() {
     using stored = std::remove_const_t<E>;
     return {&dot_stored<1, stored>, &dot_stored<together, stored>,
-            [](T const* weights, void const* rows, index_t stride, index_t count, index_t columns, T* to,
-               index_t ahead) {
-              simd::add_weighted_rows<Arch>(weights, static_cast<stored const*>(rows), stride, count, columns, to,
-                                            ahead);
+            [](T const* weights, void const* rows, index_t stride, index_t count, index_t columns,
+               T* to, index_t ahead) {
+              simd::add_weighted_rows<Arch>(weights, static_cast<stored const*>(rows), stride,
+                                            count, columns, to, ahead);
             }};
   }
 
  private:
   template <int Queries, class Stored>
-  static void dot_stored(T const* query, void const* keys, index_t stride, index_t count, index_t depth, T* scores,
-                         index_t ahead) {
-    simd::dot_rows<Queries, Arch>(query, depth, static_cast<Stored const*>(keys), stride, count, depth, scores,
-                                  keys_per_tile, ahead);
+  static void dot_stored(T const* query, void const* keys, index_t stride, index_t count,
+                         index_t depth, T* scores, index_t ahead) {
+    simd::dot_rows<Queries, Arch>(query, depth, static_cast<Stored const*>(keys), stride, count,
+                                  depth, scores, keys_per_tile, ahead);
   }
 };
 
-/// What a chunk of keys came to for some rows: running states, accumulated values, and what observers need.
+/// What a chunk of keys came to for some rows: running states, accumulated values, and what
+/// observers need.
 template <class T, class Arch, class Bound>
 struct decode_states {
   using batch = xsimd::batch<T, Arch>;
   using state = typename decltype(Bound::normaliser)::template state<batch>;
-  static_assert(sizeof(state) % sizeof(batch) == 0, "heed: a normaliser's state consists of registers");
+  static_assert(sizeof(state) % sizeof(batch) == 0,
+                "heed: a normaliser's state consists of registers");
 
   state* rows;
   T* accumulated;  // [row][padded value_dim]
@@ -84,13 +89,15 @@ struct decode_states {
 
   /// Row `r` takes in row `other_row` of a later chunk.
   template <class Normaliser>
-  void join(index_t r, decode_states const& other, index_t other_row, Normaliser const& normaliser) const {
+  void join(index_t r, decode_states const& other, index_t other_row,
+            Normaliser const& normaliser) const {
     auto const [mine, theirs] = normaliser.join(rows[r], other.rows[other_row]);
     constexpr auto lanes = static_cast<index_t>(batch::size);
     T* const sum = accumulated + r * stride;
     T const* const part = other.accumulated + other_row * stride;
     for (index_t c = 0; c < stride; c += lanes)
-      xsimd::fma(batch::load_aligned(part + c), theirs, batch::load_aligned(sum + c) * mine).store_aligned(sum + c);
+      xsimd::fma(batch::load_aligned(part + c), theirs, batch::load_aligned(sum + c) * mine)
+          .store_aligned(sum + c);
     row_max[r] = std::max(row_max[r], other.row_max[other_row]);
     score_sum[r] = score_sum[r] * mine.get(0) + other.score_sum[other_row] * theirs.get(0);
   }
@@ -104,8 +111,8 @@ struct decode_chunks {
   static index_t count(index_t keys) { return (keys + size(keys) - 1) / size(keys); }
 };
 
-/// One worker's decode of a chunk of keys for the query heads [heads.first, heads.last) of a sequence. A row is a
-/// query of a head; rows are numbered head by head.
+/// One worker's decode of a chunk of keys for the query heads [heads.first, heads.last) of a
+/// sequence. A row is a query of a head; rows are numbered head by head.
 template <class T, class Arch, class Sentence, class Bound, bool SumsScores>
 class decode_worker {
  public:
@@ -113,11 +120,13 @@ class decode_worker {
   using states = decode_states<T, Arch, Bound>;
   static constexpr auto lanes = static_cast<index_t>(batch::size);
 
-  // Keys and values are read in turns, and what predicts reads in hardware loses the thread at each turn.
+  // Keys and values are read in turns, and what predicts reads in hardware loses the thread at each
+  // turn.
   static constexpr index_t rows_ahead = 32;
 
   decode_worker(arena& memory, problem<T> const& p, Sentence const& whole, index_t rows,
-                stored_products<T, Arch> const& with_key, stored_products<T, Arch> const& with_value)
+                stored_products<T, Arch> const& with_key,
+                stored_products<T, Arch> const& with_value)
       : p_(p),
         whole_(whole),
         with_key_(with_key),
@@ -137,13 +146,16 @@ class decode_worker {
     for (index_t head = heads.first; head < heads.last; ++head) {
       place const where = p_.sequence.at(sequence, head);
       Bound const bound = whole_.at(where);
-      keys = keys | pattern_keys(bound.pattern, p_.position.hull(where, {0, where.rows}), where.keys);
+      keys =
+          keys | pattern_keys(bound.pattern, p_.position.hull(where, {0, where.rows}), where.keys);
       load_queries(where, query_ + (head - heads.first) * where.rows * dim_);
     }
-    for (interval part : keys & interval_set(chunk))
+    for (interval part : keys& interval_set(chunk))
       for (index_t tile = part.first / keys_per_tile; tile * keys_per_tile < part.last; ++tile)
-        visit(sequence, heads, intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile}), to);
-    for (index_t r = 0; r < count; ++r) fold_lanes(to, r, whole_.at(p_.sequence.at(sequence, heads.first + r / first.rows)));
+        visit(sequence, heads, intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile}),
+              to);
+    for (index_t r = 0; r < count; ++r)
+      fold_lanes(to, r, whole_.at(p_.sequence.at(sequence, heads.first + r / first.rows)));
   }
 
  private:
@@ -159,9 +171,11 @@ class decode_worker {
   }
 
   /// Rows of keys or values, whole registers long.
-  row_block<T> padded_rows(source<T> const& from, place const& where, index_t head, interval keys, index_t padded) {
+  row_block<T> padded_rows(source<T> const& from, place const& where, index_t head, interval keys,
+                           index_t padded) {
     index_t const first = where.first_key + keys.first;
-    if (from.in_place() && from.dim() == padded) return from.rows(where.batch, head, first, keys.size(), rows_);
+    if (from.in_place() && from.dim() == padded)
+      return from.rows(where.batch, head, first, keys.size(), rows_);
     from.copy(where.batch, head, first, keys.size(), rows_, padded, rows_ahead);
     for (index_t k = 0; k < keys.size(); ++k)
       std::fill(rows_ + k * padded + from.dim(), rows_ + (k + 1) * padded, T(0));
@@ -179,9 +193,11 @@ class decode_worker {
   void visit(index_t sequence, interval heads, interval tile, states const& to) {
     place const here = p_.sequence.at(sequence, heads.first);
     each_step(tile, p_.heads / p_.key_heads * here.rows, [&](interval step) {
-      each_shared_head(heads, here.rows, p_.key_heads, [&](index_t head, index_t row, index_t count) {
-        multiply_keys(here, head, step, row, count, scores_ + row * keys_per_tile + (step.first - tile.first));
-      });
+      each_shared_head(heads, here.rows, p_.key_heads,
+                       [&](index_t head, index_t row, index_t count) {
+                         multiply_keys(here, head, step, row, count,
+                                       scores_ + row * keys_per_tile + (step.first - tile.first));
+                       });
     });
     bool hidden = false;
     for (index_t head = heads.first; head < heads.last; ++head) {
@@ -191,70 +207,85 @@ class decode_worker {
         hidden |= weigh(where, bound, n, tile, (head - heads.first) * where.rows + n, to);
     }
     each_step(tile, p_.heads / p_.value_heads * here.rows, [&](interval step) {
-      each_shared_head(heads, here.rows, p_.value_heads, [&](index_t head, index_t row, index_t count) {
-        multiply_values(here, head, step, row, count, scores_ + row * keys_per_tile + (step.first - tile.first), hidden, to);
-      });
+      each_shared_head(
+          heads, here.rows, p_.value_heads, [&](index_t head, index_t row, index_t count) {
+            multiply_values(here, head, step, row, count,
+                            scores_ + row * keys_per_tile + (step.first - tile.first), hidden, to);
+          });
     });
   }
 
-  /// A tile in steps of some keys of every head: few where each row is read once, so that interleaved heads are read in
-  /// the order they lie; more where rows are converted first, for the sake of the product.
+  /// A tile in steps of some keys of every head: few where each row is read once, so that
+  /// interleaved heads are read in the order they lie; more where rows are converted first, for the
+  /// sake of the product.
   template <class F>
   void each_step(interval tile, index_t sharing, F&& f) const {
     index_t const size = sharing < 3 ? single_step : shared_step;
-    for (index_t k = tile.first; k < tile.last; k += size) f(interval{k, std::min(k + size, tile.last)});
+    for (index_t k = tile.first; k < tile.last; k += size)
+      f(interval{k, std::min(k + size, tile.last)});
   }
 
-  void multiply_keys(place const& where, index_t head, interval keys, index_t row, index_t count, T* scores) {
+  void multiply_keys(place const& where, index_t head, interval keys, index_t row, index_t count,
+                     T* scores) {
     constexpr int together = stored_products<T, Arch>::together;
     bool const stored = p_.key.unit_stride() && p_.key.dim() == dim_;
-    row_block<T> const padded = stored ? row_block<T>{} : padded_rows(p_.key, where, head, keys, dim_);
+    row_block<T> const padded =
+        stored ? row_block<T>{} : padded_rows(p_.key, where, head, keys, dim_);
     auto const& products = stored ? with_key_ : with_padded_;
-    void const* const rows = stored ? p_.key.stored(where.batch, head, where.first_key + keys.first) : padded.data;
+    void const* const rows =
+        stored ? p_.key.stored(where.batch, head, where.first_key + keys.first) : padded.data;
     index_t const stride = stored ? p_.key.strides()[1] : padded.stride;
     index_t ahead = stored ? rows_ahead * stride : 0;
     T const* const query = query_ + row * dim_;
     index_t r = 0;
     for (; r + together <= count; r += together, ahead = 0)
-      products.dot_together(query + r * dim_, rows, stride, keys.size(), dim_, scores + r * keys_per_tile, ahead);
+      products.dot_together(query + r * dim_, rows, stride, keys.size(), dim_,
+                            scores + r * keys_per_tile, ahead);
     for (; r < count; ++r)
-      products.dot(query + r * dim_, rows, stride, keys.size(), dim_, scores + r * keys_per_tile, ahead);
+      products.dot(query + r * dim_, rows, stride, keys.size(), dim_, scores + r * keys_per_tile,
+                   ahead);
   }
 
-  void multiply_values(place const& where, index_t head, interval keys, index_t row, index_t count, T const* weights,
-                       bool hidden, states const& to) {
+  void multiply_values(place const& where, index_t head, interval keys, index_t row, index_t count,
+                       T const* weights, bool hidden, states const& to) {
     T* const sums = to.accumulated + row * to.stride;
     index_t const stride = p_.value.strides()[1];
     if (count < 3 && !hidden && p_.value.unit_stride() && p_.value.dim() == value_dim_) {
       for (index_t r = 0; r < count; ++r)
-        with_value_.add(weights + r * keys_per_tile, p_.value.stored(where.batch, head, where.first_key + keys.first),
-                        stride, keys.size(), value_dim_, sums + r * to.stride, rows_ahead * stride);
+        with_value_.add(weights + r * keys_per_tile,
+                        p_.value.stored(where.batch, head, where.first_key + keys.first), stride,
+                        keys.size(), value_dim_, sums + r * to.stride, rows_ahead * stride);
       return;
     }
     row_block<T> const value = padded_rows(p_.value, where, head, keys, value_dim_);
     if (hidden) {
       for (index_t r = 0; r < count; ++r)
         for (index_t k = 0; k < keys.size(); ++k)
-          if (T const* const weight = weights + r * keys_per_tile + k; !(*weight == T(0) && std::signbit(*weight)))
-            simd::add_weighted_rows<Arch>(weight, value.data + k * value.stride, value.stride, 1, value_dim_,
-                                          sums + r * to.stride);
+          if (T const* const weight = weights + r * keys_per_tile + k;
+              !(*weight == T(0) && std::signbit(*weight)))
+            simd::add_weighted_rows<Arch>(weight, value.data + k * value.stride, value.stride, 1,
+                                          value_dim_, sums + r * to.stride);
     } else {
       index_t const registers = value_dim_ / lanes, parts = (registers + 2) / 3;
       for (index_t part = 0; part < parts; ++part) {
         index_t const first = registers * part / parts, last = registers * (part + 1) / parts;
         with_registers(static_cast<int>(last - first), [&](auto size) {
-          simd::multiply<size, true, Arch>(count, keys.size(), {weights, keys_per_tile, 1}, value.data + first * lanes,
-                                           value.stride, sums + first * lanes, to.stride);
+          simd::multiply<size, true, Arch>(count, keys.size(), {weights, keys_per_tile, 1},
+                                           value.data + first * lanes, value.stride,
+                                           sums + first * lanes, to.stride);
         });
       }
     }
   }
 
-  /// Turns row `row`'s scores of a tile into weights, -0 where a pair is hidden; true if any may be.
-  bool weigh(place const& where, Bound const& bound, index_t n, interval tile, index_t row, states const& to) {
+  /// Turns row `row`'s scores of a tile into weights, -0 where a pair is hidden; true if any may
+  /// be.
+  bool weigh(place const& where, Bound const& bound, index_t n, interval tile, index_t row,
+             states const& to) {
     T* const scores = scores_ + row * keys_per_tile;
     T const infinity = std::numeric_limits<T>::infinity();
-    index_t const position = p_.position(where, n), count = tile.size(), padded = simd::round_up(count, lanes);
+    index_t const position = p_.position(where, n), count = tile.size(),
+                  padded = simd::round_up(count, lanes);
     interval const at{position, position + 1};
     coverage const cover = pattern_cover(bound.pattern, at, tile);
     bool const partial = cover != coverage::all;
@@ -265,7 +296,8 @@ class decode_worker {
           (
               [&] {
                 if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>)
-                  modifier.fill(pair_tile<T>{staged_ + reader++ * staged_stride, {n, n + 1}, tile, keys_per_tile, 1});
+                  modifier.fill(pair_tile<T>{
+                      staged_ + reader++ * staged_stride, {n, n + 1}, tile, keys_per_tile, 1});
               }(),
               ...);
         },
@@ -274,7 +306,8 @@ class decode_worker {
     batch const query(static_cast<T>(position));
     batch top(-infinity);
     for (index_t k = 0; k < padded; k += lanes) {
-      batch score = modified(bound, batch::load_aligned(scores + k), query, tile.first + k, staged_ + k);
+      batch score =
+          modified(bound, batch::load_aligned(scores + k), query, tile.first + k, staged_ + k);
       if (partial) score = visible(bound, score, position, query, tile.first + k);
       // Lanes beyond the tile hold no key.
       score.store_aligned(scores + k);
@@ -301,9 +334,10 @@ class decode_worker {
       batch weight = bound.normaliser.weigh(state, score);
       auto const is_hidden = score == batch(-infinity);
       if constexpr (SumsScores) score_sum += xsimd::select(is_hidden, batch(T(0)), weight * score);
-      if constexpr (std::tuple_size_v<decltype(Bound::factors)> > 0) {
+      if constexpr (std::tuple_size_v < decltype(Bound::factors) >> 0) {
         batch const key = keys_from(tile.first + k);
-        std::apply([&](auto const&... f) { ((weight *= f.factor(query, key)), ...); }, bound.factors);
+        std::apply([&](auto const&... f) { ((weight *= f.factor(query, key)), ...); },
+                   bound.factors);
       }
       if (hidden) weight = xsimd::select(is_hidden, batch(T(-0.0)), weight);
       weight.store_aligned(scores + k);
@@ -322,8 +356,9 @@ class decode_worker {
     return batch::load_aligned(positions);
   }
 
-  static batch modified(Bound const& bound, batch score, batch const& query, index_t first_key, T const* numbers) {
-    if constexpr (std::tuple_size_v<decltype(Bound::modifiers)> > 0) {
+  static batch modified(Bound const& bound, batch score, batch const& query, index_t first_key,
+                        T const* numbers) {
+    if constexpr (std::tuple_size_v < decltype(Bound::modifiers) >> 0) {
       batch const key = keys_from(first_key);
       auto const step = [&](auto const& modifier) {
         if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>) {
@@ -339,15 +374,21 @@ class decode_worker {
     return score;
   }
 
-  static batch visible(Bound const& bound, batch score, index_t position, batch const& query, index_t first_key) {
+  static batch visible(Bound const& bound, batch score, index_t position, batch const& query,
+                       index_t first_key) {
     batch const hidden(-std::numeric_limits<T>::infinity());
-    if constexpr (requires { { bound.pattern.keep(query, query) } -> std::convertible_to<typename batch::batch_bool_type>; }) {
+    if constexpr (requires {
+                    {
+                      bound.pattern.keep(query, query)
+                      } -> std::convertible_to<typename batch::batch_bool_type>;
+                  }) {
       return xsimd::select(bound.pattern.keep(query, keys_from(first_key)), score, hidden);
     } else {
       alignas(64) T lane_scores[lanes];
       score.store_aligned(lane_scores);
       for (index_t i = 0; i < lanes; ++i)
-        if (!bound.pattern.keep(position, first_key + i)) lane_scores[i] = -std::numeric_limits<T>::infinity();
+        if (!bound.pattern.keep(position, first_key + i))
+          lane_scores[i] = -std::numeric_limits<T>::infinity();
       return batch::load_aligned(lane_scores);
     }
   }
@@ -357,10 +398,12 @@ class decode_worker {
     using state = typename states::state;
     constexpr std::size_t registers = sizeof(state) / sizeof(batch);
     for (index_t half = lanes / 2; half > 0; half /= 2) {
-      alignas(64) T mine[registers][static_cast<std::size_t>(lanes)], turned[registers][static_cast<std::size_t>(lanes)];
+      alignas(64) T mine[registers][static_cast<std::size_t>(lanes)],
+          turned[registers][static_cast<std::size_t>(lanes)];
       std::memcpy(mine, &to.rows[row], sizeof(state));
       for (std::size_t i = 0; i < registers; ++i)
-        for (index_t lane = 0; lane < lanes; ++lane) turned[i][lane] = mine[i][(lane + half) % lanes];
+        for (index_t lane = 0; lane < lanes; ++lane)
+          turned[i][lane] = mine[i][(lane + half) % lanes];
       state other;
       std::memcpy(static_cast<void*>(&other), turned, sizeof(state));
       bound.normaliser.join(to.rows[row], other);
@@ -385,9 +428,11 @@ class decode_worker {
 
 /// A decode pass over problem `p` into `out`, its shapes checked; `observers` see the rows.
 template <class Arch, class T, class Sentence, class Executor, class... Observers>
-void decode_pass(problem<T> const& p, Sentence const& whole, std::tuple<Observers...> const& observers,
-                 Executor const& run_on, workspace& scratch_memory, sink<T> const& out,
-                 stored_products<T, Arch> const& with_key, stored_products<T, Arch> const& with_value) {
+void decode_pass(problem<T> const& p, Sentence const& whole,
+                 std::tuple<Observers...> const& observers, Executor const& run_on,
+                 workspace& scratch_memory, sink<T> const& out,
+                 stored_products<T, Arch> const& with_key,
+                 stored_products<T, Arch> const& with_value) {
   using bound_type = decltype(whole.at(place{}));
   using batch = xsimd::batch<T, Arch>;
   using states_type = decode_states<T, Arch, bound_type>;
@@ -416,12 +461,13 @@ void decode_pass(problem<T> const& p, Sentence const& whole, std::tuple<Observer
   index_t const state_bytes = static_cast<index_t>(measure_states.used());
   index_t const worker_bytes = static_cast<index_t>(measure_worker.used());
   index_t const pieces = p.sequence.count * parts * chunks;
-  std::byte* const memory =
-      scratch_memory.reserve(static_cast<std::size_t>(pieces * state_bytes + concurrency * worker_bytes));
+  std::byte* const memory = scratch_memory.reserve(
+      static_cast<std::size_t>(pieces * state_bytes + concurrency * worker_bytes));
   std::byte* const workers = memory + pieces * state_bytes;
 
   parallel_for(run_on, pieces, [&](index_t piece, index_t worker) {
-    index_t const sequence = piece / chunks / parts, part = piece / chunks % parts, chunk = piece % chunks;
+    index_t const sequence = piece / chunks / parts, part = piece / chunks % parts,
+                  chunk = piece % chunks;
     place const where = p.sequence.at(sequence, 0);
     if (where.rows > most_decode_rows) return;
     index_t const size = decode_chunks::size(where.keys);
@@ -445,13 +491,16 @@ void decode_pass(problem<T> const& p, Sentence const& whole, std::tuple<Observer
     for (index_t n = 0; n < where.rows; ++n) {
       index_t const row = (head - part * heads_per_part) * where.rows + n;
       states_type const all = states_of(0);
-      for (index_t chunk = 1; chunk < chunks; ++chunk) all.join(row, states_of(chunk), row, bound.normaliser);
+      for (index_t chunk = 1; chunk < chunks; ++chunk)
+        all.join(row, states_of(chunk), row, bound.normaliser);
       finished_row<batch> const done = bound.normaliser.finish(all.rows[row]);
       T* const sum = all.accumulated + row * padded;
       for (index_t c = 0; c < p.value_dim; ++c) sum[c] *= done.factor.get(0);
       out.store(where.batch, head, where.first_row + n, 1, sum, padded);
-      row_summary<T> const summary{done.lse.get(0), all.row_max[row] / unit, all.score_sum[row] * done.factor.get(0) / unit};
-      std::apply([&](auto const&... observer) { (observer.observe(where, n, summary), ...); }, observers);
+      row_summary<T> const summary{done.lse.get(0), all.row_max[row] / unit,
+                                   all.score_sum[row] * done.factor.get(0) / unit};
+      std::apply([&](auto const&... observer) { (observer.observe(where, n, summary), ...); },
+                 observers);
     }
   });
 }

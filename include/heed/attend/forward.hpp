@@ -6,11 +6,12 @@
 
 #include <new>
 
-/// Engine 1, forward: tiles of scores become tiles of weights and are multiplied into the output, and
-/// nothing larger than a tile exists.
+/// Engine 1, forward: tiles of scores become tiles of weights and are multiplied into the output,
+/// and nothing larger than a tile exists.
 ///
-/// Queries stand in lanes and keys in rows, so that keys and values are scalars broadcast from where they
-/// lie, and what belongs to a row (its maximum, its sum, its rescaling) is a lane and needs no shuffling.
+/// Queries stand in lanes and keys in rows, so that keys and values are scalars broadcast from
+/// where they lie, and what belongs to a row (its maximum, its sum, its rescaling) is a lane and
+/// needs no shuffling.
 namespace heed::attend {
 
 /// Shape-dependent sizes of the scratch memory of a forward worker.
@@ -99,12 +100,14 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     for (int r = 0; r < at.queries.registers; ++r) new (at.rows + r) state();
   }
 
-  /// All panels through the tiles of `keys`, in the order that the normaliser asks for. Tiles lie on one grid
-  /// for all panels, so that a row's result does not depend on the panels it shares its keys with.
+  /// All panels through the tiles of `keys`, in the order that the normaliser asks for. Tiles lie
+  /// on one grid for all panels, so that a row's result does not depend on the panels it shares its
+  /// keys with.
   void visit(interval_set const& keys, index_t panels) {
     constexpr bool backwards = decltype(Bound::normaliser)::order == key_order::newest_first;
     auto const visit_one = [&](interval part) {
-      index_t const first = part.first / keys_per_tile, last = (part.last + keys_per_tile - 1) / keys_per_tile;
+      index_t const first = part.first / keys_per_tile,
+                    last = (part.last + keys_per_tile - 1) / keys_per_tile;
       for (index_t i = 0; i < last - first; ++i) {
         index_t const tile = backwards ? last - 1 - i : first + i;
         visit_tile(intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile}), panels);
@@ -120,7 +123,8 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     index_t const key_head = p_.key_head(where_.head), value_head = p_.value_head(where_.head);
     bool const reused = panels > 1;
     index_t const first_key = where_.first_key + tile.first;
-    row_block<T> const key = p_.key.rows(where_.batch, key_head, first_key, tile.size(), scratch_.key, reused);
+    row_block<T> const key =
+        p_.key.rows(where_.batch, key_head, first_key, tile.size(), scratch_.key, reused);
     row_block<T> const value =
         p_.value.rows(where_.batch, value_head, first_key, tile.size(), scratch_.value, reused);
     value_check finite{value, tile.size()};
@@ -132,7 +136,10 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       if (cover == coverage::none) continue;
       index_t const skipped = part.first - tile.first;
       with_registers(at.queries.registers, [&](auto registers) {
-        absorb<registers>(at, part, cover == coverage::some ? masked_rows(bound_.pattern, at.queries.positions, part) : interval{},
+        absorb<registers>(at, part,
+                          cover == coverage::some
+                              ? masked_rows(bound_.pattern, at.queries.positions, part)
+                              : interval{},
                           {key.data + skipped * key.stride, key.stride},
                           {value.data + skipped * value.stride, value.stride}, finite);
       });
@@ -152,28 +159,33 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   };
 
   template <int Registers>
-  void absorb(panel_memory& at, interval keys, interval masked, row_block<T> key, row_block<T> value,
-              value_check& finite) {
+  void absorb(panel_memory& at, interval keys, interval masked, row_block<T> key,
+              row_block<T> value, value_check& finite) {
     constexpr index_t width = lanes * Registers;
     index_t const count = keys.size();
     T* const scores = scratch_.scores;
     score_tile<Registers, Arch, T, Bound> const tile{
-        bound_, at.queries, at.positions, keys, masked, scores, scratch_.staged, memory::staged_stride};
-    simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query, width, scores, width);
+        bound_, at.queries, at.positions,    keys,
+        masked, scores,     scratch_.staged, memory::staged_stride};
+    simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query,
+                                           width, scores, width);
     tile.stage();
 
     bool const hidden = hides(bound_, !masked.empty());
     weigh<Registers>(at, tile, count, hidden);
     if (hidden && !finite(p_.value_dim))
-      multiply_visible<Registers, Arch>(p_.value_dim, count, value, scores, scores, at.accumulated, width);
+      multiply_visible<Registers, Arch>(p_.value_dim, count, value, scores, scores, at.accumulated,
+                                        width);
     else
-      simd::multiply<Registers, true, Arch>(p_.value_dim, count, {value.data, 1, value.stride}, scores, width,
-                                            at.accumulated, width);
+      simd::multiply<Registers, true, Arch>(p_.value_dim, count, {value.data, 1, value.stride},
+                                            scores, width, at.accumulated, width);
   }
 
-  /// Turns the raw scores of a tile into weights, -0 where a pair is hidden, and moves the state of the rows.
+  /// Turns the raw scores of a tile into weights, -0 where a pair is hidden, and moves the state of
+  /// the rows.
   template <int Registers>
-  void weigh(panel_memory& at, score_tile<Registers, Arch, T, Bound> const& tile, index_t count, bool hidden) {
+  void weigh(panel_memory& at, score_tile<Registers, Arch, T, Bound> const& tile, index_t count,
+             bool hidden) {
     constexpr index_t width = lanes * Registers;
     constexpr bool backwards = decltype(Bound::normaliser)::order == key_order::newest_first;
     T* const scores = scratch_.scores;
@@ -181,7 +193,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     batch top[Registers];
 #pragma GCC unroll 4
     for (int r = 0; r < Registers; ++r) top[r] = lowest;
-    constexpr bool modified = std::tuple_size_v<decltype(Bound::modifiers)> > 0;
+    constexpr bool modified = std::tuple_size_v < decltype(Bound::modifiers) >> 0;
     auto const meet = [&](index_t first, index_t last, auto finishing) {
       for (index_t k = first; k < last; ++k) {
         batch score[Registers];
@@ -234,7 +246,8 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       for (index_t i = 0; i < count; ++i) {
         index_t const k = backwards ? count - 1 - i : i;
         [[maybe_unused]] batch pair_factor[Registers];
-        if constexpr (std::tuple_size_v<decltype(Bound::factors)> > 0) tile.factors(k, pair_factor);
+        if constexpr (std::tuple_size_v < decltype(Bound::factors) >> 0)
+          tile.factors(k, pair_factor);
 #pragma GCC unroll 4
         for (int r = 0; r < Registers; ++r) {
           T* const place = scores + k * width + r * lanes;
@@ -242,7 +255,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
           batch weight = bound_.normaliser.weigh(rows[r], score);
           if constexpr (sums_scores)
             score_sum[r] += xsimd::select(score == lowest, batch(T(0)), weight * score);
-          if constexpr (std::tuple_size_v<decltype(Bound::factors)> > 0) weight *= pair_factor[r];
+          if constexpr (std::tuple_size_v < decltype(Bound::factors) >> 0) weight *= pair_factor[r];
           if constexpr (marking) weight = xsimd::select(score == lowest, batch(T(-0.0)), weight);
           weight.store_aligned(place);
         }
@@ -290,8 +303,9 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   memory& scratch_;
 };
 
-/// How the panels of a call are cut into pieces for the executor: pieces of up to `panels` panels of one head of
-/// one sequence, the last panels first, since under a causal pattern they are the longest.
+/// How the panels of a call are cut into pieces for the executor: pieces of up to `panels` panels
+/// of one head of one sequence, the last panels first, since under a causal pattern they are the
+/// longest.
 struct piece_list {
   sequences const& sequence;
   index_t heads;
@@ -313,7 +327,8 @@ struct piece_list {
   /// Calls f with the place of a piece and its panels.
   template <class F>
   void with(index_t piece, F&& f) const {
-    index_t const g = std::upper_bound(first_piece, first_piece + sequence.count + 1, piece) - first_piece - 1;
+    index_t const g =
+        std::upper_bound(first_piece, first_piece + sequence.count + 1, piece) - first_piece - 1;
     index_t const blocks = pieces_of(g) / heads, within = piece - first_piece[g];
     index_t const first = (blocks - 1 - within % blocks) * panels;
     place const where = sequence.at(g, within / blocks);
@@ -322,16 +337,19 @@ struct piece_list {
   }
 };
 
-/// The rows of sequences with at least `fewest_rows` of problem `p` into `out`; `observers` see them.
+/// The rows of sequences with at least `fewest_rows` of problem `p` into `out`; `observers` see
+/// them.
 template <class Arch, class T, class Sentence, class Executor, class Observers>
-void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& observers, Executor const& run_on,
-                  workspace& scratch_memory, sink<T> const& out, index_t fewest_rows) {
+void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& observers,
+                Executor const& run_on, workspace& scratch_memory, sink<T> const& out,
+                index_t fewest_rows) {
   using bound = decltype(whole.at(place{}));
   using shape = simd::tile_shape<T, Arch>;
   using memory_type = forward_scratch<T, Arch, bound>;
 
   // A block of panels reuses each tile of keys; it should stay in the second-level cache.
-  index_t const panel_bytes = shape::max_lanes * (p.dim + p.value_dim) * static_cast<index_t>(sizeof(T));
+  index_t const panel_bytes =
+      shape::max_lanes * (p.dim + p.value_dim) * static_cast<index_t>(sizeof(T));
   index_t const most = std::clamp<index_t>((512 << 10) / std::max<index_t>(panel_bytes, 1), 2, 32);
   index_t panels = 0;
   for (index_t g = 0; g < p.sequence.count; ++g)
@@ -346,8 +364,8 @@ void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& obs
   std::byte* const memory =
       scratch_memory.reserve(static_cast<std::size_t>(list_bytes + concurrency * worker_bytes));
 
-  piece_list pieces{p.sequence, p.heads, per_piece, shape::max_lanes, fewest_rows,
-                    reinterpret_cast<index_t*>(memory)};
+  piece_list pieces{p.sequence,       p.heads,     per_piece,
+                    shape::max_lanes, fewest_rows, reinterpret_cast<index_t*>(memory)};
   pieces.fill();
   parallel_for(run_on, pieces.size(), [&](index_t piece, index_t worker) {
     pieces.with(piece, [&](place const& where, interval block) {
@@ -359,13 +377,16 @@ void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& obs
   });
 }
 
-/// A forward pass over problem `p` into `out`, its shapes checked; `observers` see the rows. Each sequence goes the way
-/// that its own number of rows says, so that it does not matter what else is in the batch.
-template <class Arch, element K, element V, class T, class Sentence, class Executor, class Observers>
-void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& observers, Executor const& run_on,
-                  workspace& memory, sink<T> const& out) {
+/// A forward pass over problem `p` into `out`, its shapes checked; `observers` see the rows. Each
+/// sequence goes the way that its own number of rows says, so that it does not matter what else is
+/// in the batch.
+template <class Arch, element K, element V, class T, class Sentence, class Executor,
+          class Observers>
+void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& observers,
+                  Executor const& run_on, workspace& memory, sink<T> const& out) {
   if constexpr (decodes<decltype(whole.at(place{}))>) {
-    decode_pass<Arch>(p, whole, observers, run_on, memory, out, stored_products<T, Arch>::template of<K>(),
+    decode_pass<Arch>(p, whole, observers, run_on, memory, out,
+                      stored_products<T, Arch>::template of<K>(),
                       stored_products<T, Arch>::template of<V>());
     panel_pass<Arch>(p, whole, observers, run_on, memory, out, most_decode_rows + 1);
   } else {
@@ -375,12 +396,13 @@ void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& o
 
 /// Softmax attention, or whatever the ingredients make of it; see softmax.hpp.
 template <class Arch = xsimd::default_arch, element Q, element K, element V, element O, class... I>
-void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value, tensor_view<O, 4> out,
-             I const&... ingredients) {
+void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
+             tensor_view<O, 4> out, I const&... ingredients) {
   using T = compute_type<Q, K, V, O>;
   static_assert(!std::is_const_v<O>, "heed: out is written to");
   problem<T> const p = make_problem<T>(query, key, value, ingredients...);
-  detail::expect_like("out", out, {query.extent(0), query.extent(1), query.extent(2), value.extent(3)},
+  detail::expect_like("out", out,
+                      {query.extent(0), query.extent(1), query.extent(2), value.extent(3)},
                       "query with the head_dim of value");
   detail::expect_distinct_elements("out", out);
 
@@ -399,11 +421,14 @@ void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> v
     arena place_of_lse(lse_memory.reserve(
         static_cast<std::size_t>(arena::bytes<T>(shape[0] * shape[1] * shape[2]))));
     tensor_view<T, 3> const lse(place_of_lse.take<T>(shape[0] * shape[1] * shape[2]), shape);
-    forward_pass<Arch, K, V>(p, whole, std::tuple_cat(observers, std::tuple(lse_into<T>{lse})), run_on, memory,
-                       sink<T>(out));
+    forward_pass<Arch, K, V>(p, whole, std::tuple_cat(observers, std::tuple(lse_into<T>{lse})),
+                             run_on, memory, sink<T>(out));
     saved_result<T> const saved{{}, {}, lse, {}};
-    std::apply([&](auto const&... sweep) { (observe_sweep<Arch>(sweep, p, saved, whole, run_on, memory), ...); },
-               sweeps);
+    std::apply(
+        [&](auto const&... sweep) {
+          (observe_sweep<Arch>(sweep, p, saved, whole, run_on, memory), ...);
+        },
+        sweeps);
   }
 }
 

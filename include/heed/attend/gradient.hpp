@@ -15,9 +15,11 @@ struct saved_result {
 };
 
 template <class T, class Query, class Value, class Out, class L, class DOut, class... I>
-saved_result<T> make_saved_result(problem<T> const& p, Query const& query, Value const& value, Out const& out,
-                                  tensor_view<L, 3> const& lse, DOut const& dout, I const&... ingredients) {
-  std::array<index_t, 4> const shape{query.extent(0), query.extent(1), query.extent(2), value.extent(3)};
+saved_result<T> make_saved_result(problem<T> const& p, Query const& query, Value const& value,
+                                  Out const& out, tensor_view<L, 3> const& lse, DOut const& dout,
+                                  I const&... ingredients) {
+  std::array<index_t, 4> const shape{query.extent(0), query.extent(1), query.extent(2),
+                                     value.extent(3)};
   detail::expect_like("out", out, shape, "query with the head_dim of value");
   detail::expect_like("dout", dout, shape, "out");
   heed::detail::check_row_view("lse", lse, p.shape());
@@ -30,8 +32,8 @@ saved_result<T> make_saved_result(problem<T> const& p, Query const& query, Value
 }
 
 template <class Query, class Key, class Value, class DQuery, class DKey, class DValue>
-void check_gradients(Query const& query, Key const& key, Value const& value, DQuery const& dquery, DKey const& dkey,
-                     DValue const& dvalue) {
+void check_gradients(Query const& query, Key const& key, Value const& value, DQuery const& dquery,
+                     DKey const& dkey, DValue const& dvalue) {
   detail::expect_like("dquery", dquery, query.extents(), "query");
   detail::expect_like("dkey", dkey, key.extents(), "key");
   detail::expect_like("dvalue", dvalue, value.extents(), "value");
@@ -56,13 +58,14 @@ struct gradient_panel : query_panel<T> {
 
 /// Opens panel `number` of a place. `scratch` holds the rows of two panels.
 template <class Arch, class T, class Bound>
-void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, place const& where, Bound const& bound,
-                         index_t number, gradient_panel<T>& at, T* scratch) {
+void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, place const& where,
+                         Bound const& bound, index_t number, gradient_panel<T>& at, T* scratch) {
   using shape = simd::tile_shape<T, Arch>;
   open_panel<Arch>(p, where, bound, number, at, scratch);
   interval const rows = at.queries.rows;
   index_t const width = at.queries.registers * shape::lanes, first = where.first_row + rows.first;
-  load_columns<Arch>(saved.dout, where, rows, static_cast<T const*>(nullptr), at.dout, width, scratch);
+  load_columns<Arch>(saved.dout, where, rows, static_cast<T const*>(nullptr), at.dout, width,
+                     scratch);
   row_block<T> const out = saved.out.rows(where.batch, where.head, first, rows.size(), scratch);
   row_block<T> const dout = saved.dout.rows(where.batch, where.head, first, rows.size(),
                                             scratch + shape::max_lanes * p.value_dim);
@@ -74,13 +77,13 @@ void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, plac
       delta += dout.data[lane * dout.stride + d] * out.data[lane * out.stride + d];
     if (saved.dlse.data() != nullptr) delta -= saved.dlse(where.batch, where.head, first + lane);
     at.delta[lane] = delta;
-    at.lse[lane] =
-        saved.lse(where.batch, where.head, first + lane) * static_cast<T>(decltype(Bound::normaliser)::score_unit);
+    at.lse[lane] = saved.lse(where.batch, where.head, first + lane) *
+                   static_cast<T>(decltype(Bound::normaliser)::score_unit);
   }
 }
 
-/// Where a gradient is summed: the user's tensor itself, or a buffer in the type of the computation where the
-/// tensor's own type would round every partial sum.
+/// Where a gradient is summed: the user's tensor itself, or a buffer in the type of the computation
+/// where the tensor's own type would round every partial sum.
 template <class T>
 class accumulator {
  public:
@@ -99,7 +102,8 @@ class accumulator {
   }
 
   /// Adds rows to the positions from `first` of one head.
-  void add(index_t batch, index_t head, index_t first, index_t count, T const* rows, index_t stride) const {
+  void add(index_t batch, index_t head, index_t first, index_t count, T const* rows,
+           index_t stride) const {
     index_t const dim = sum_.extent(3), step = sum_.stride(3);
     for (index_t r = 0; r < count && dim > 0; ++r) {
       T* const row = &sum_(batch, first + r, head, index_t{0});
@@ -117,7 +121,8 @@ class accumulator {
       sink<T> const to(target);
       for (index_t b = 0; b < sum_.extent(0); ++b)
         for (index_t h = 0; h < sum_.extent(2); ++h)
-          if (sum_.size() > 0) to.store(b, h, 0, sum_.extent(1), &sum_(b, index_t{0}, h, index_t{0}), sum_.stride(1));
+          if (sum_.size() > 0)
+            to.store(b, h, 0, sum_.extent(1), &sum_(b, index_t{0}, h, index_t{0}), sum_.stride(1));
     }
   }
 
@@ -151,14 +156,16 @@ row_gradient_targets<T> make_row_gradients(I const&... ingredients) {
   return targets;
 }
 
-/// Adds up the chunks' shares of a panel's query gradient, in order, and stores it. Returns the panel's part of
-/// the gradient of scale if that is asked for.
+/// Adds up the chunks' shares of a panel's query gradient, in order, and stores it. Returns the
+/// panel's part of the gradient of scale if that is asked for.
 template <class T, class Arch>
-double add_shares(problem<T> const& p, place const& where, panel const& queries, T const* shares, index_t stride,
-                  index_t chunks, accumulator<T> const& dquery, row_gradient_targets<T> const& targets, T* memory) {
+double add_shares(problem<T> const& p, place const& where, panel const& queries, T const* shares,
+                  index_t stride, index_t chunks, accumulator<T> const& dquery,
+                  row_gradient_targets<T> const& targets, T* memory) {
   using shape = simd::tile_shape<T, Arch>;
   using batch = xsimd::batch<T, Arch>;
-  index_t const width = queries.registers * shape::lanes, size = p.dim * width, count = queries.count();
+  index_t const width = queries.registers * shape::lanes, size = p.dim * width,
+                count = queries.count();
   T* const sum = memory;
   T* const rows = sum + simd::round_up(p.dim * shape::max_lanes, 64);
   T* const query = rows + simd::round_up(p.dim * shape::max_lanes, 64);
@@ -170,16 +177,20 @@ double add_shares(problem<T> const& p, place const& where, panel const& queries,
   simd::transpose<Arch>(p.dim, count, sum, width, rows, p.dim);
   double dscale = 0;
   bool const wanted = targets.scale != nullptr || targets.rows.data() != nullptr;
-  if (wanted) p.query.copy(where.batch, where.head, where.first_row + queries.rows.first, count, query, p.dim);
+  if (wanted)
+    p.query.copy(where.batch, where.head, where.first_row + queries.rows.first, count, query,
+                 p.dim);
   for (index_t lane = 0; lane < count; ++lane) {
     index_t const row = queries.rows.first + lane;
     T const factor = p.score_scale(where, row);
     if (wanted) {
       double dot = 0;
       for (index_t d = 0; d < p.dim; ++d)
-        dot += static_cast<double>(query[lane * p.dim + d]) * static_cast<double>(rows[lane * p.dim + d]);
+        dot += static_cast<double>(query[lane * p.dim + d]) *
+               static_cast<double>(rows[lane * p.dim + d]);
       if (targets.rows.data() != nullptr)
-        targets.rows(where.batch, where.head, where.first_row + row) = static_cast<T>(dot * static_cast<double>(p.scale));
+        targets.rows(where.batch, where.head, where.first_row + row) =
+            static_cast<T>(dot * static_cast<double>(p.scale));
       double const row_factor =
           p.row_scale.data() == nullptr
               ? 1.0

@@ -60,7 +60,8 @@ constexpr auto all_of(I const&... ingredients) {
 template <auto Is, class Default, class... I>
 constexpr auto one_of(Default const& otherwise, I const&... ingredients) {
   static_assert((0 + ... + int(Is.template operator()<I>())) <= 1,
-                "heed: two ingredients of a kind of which a call takes one (two patterns are joined with & or |)");
+                "heed: two ingredients of a kind of which a call takes one (two patterns are "
+                "joined with & or |)");
   if constexpr ((false || ... || Is.template operator()<I>()))
     return std::get<0>(all_of<Is>(ingredients...));
   else
@@ -71,17 +72,20 @@ constexpr auto one_of(Default const& otherwise, I const&... ingredients) {
 template <class I>
 constexpr bool check_ingredient() {
   using namespace detail;
-  constexpr bool known = is_pattern.template operator()<I>() || is_modifier.template operator()<I>() ||
-                         is_factor.template operator()<I>() || is_normaliser.template operator()<I>() ||
-                         is_row_observer.template operator()<I>() ||
-                         is_sweep_observer.template operator()<I>() || is_executor.template operator()<I>() ||
-                         is_scratch.template operator()<I>() || is_positions.template operator()<I>() ||
-                         is_documents.template operator()<I>() || is_scale.template operator()<I>() ||
-                         is_row_scale.template operator()<I>() || is_lse_gradient.template operator()<I>();
-  static_assert(known,
-                "heed: this is no ingredient of attention: expected a pattern (keep), score modifier (apply), "
-                "numerator factor (factor), normaliser, observer, executor, scale, positions, documents or "
-                "scratch");
+  constexpr bool known =
+      is_pattern.template operator()<I>() || is_modifier.template operator()<I>() ||
+      is_factor.template operator()<I>() || is_normaliser.template operator()<I>() ||
+      is_row_observer.template operator()<I>() || is_sweep_observer.template operator()<I>() ||
+      is_executor.template operator()<I>() || is_scratch.template operator()<I>() ||
+      is_positions.template operator()<I>() || is_documents.template operator()<I>() ||
+      is_scale.template operator()<I>() || is_row_scale.template operator()<I>() ||
+      is_lse_gradient.template operator()<I>();
+  static_assert(
+      known,
+      "heed: this is no ingredient of attention: expected a pattern (keep), score modifier "
+      "(apply), "
+      "numerator factor (factor), normaliser, observer, executor, scale, positions, documents or "
+      "scratch");
   return known;
 }
 
@@ -91,8 +95,8 @@ workspace& scratch_of(I const&... ingredients) {
   return one_of<detail::is_scratch>(scratch{thread_workspace()}, ingredients...).memory;
 }
 
-/// What decides the numbers of a call: patterns, modifiers, factors and the normaliser. `at` binds it to a
-/// place.
+/// What decides the numbers of a call: patterns, modifiers, factors and the normaliser. `at` binds
+/// it to a place.
 template <class Pattern, class Modifiers, class Factors, class Normaliser>
 struct sentence {
   Pattern pattern;
@@ -118,9 +122,10 @@ auto make_sentence(I const&... ingredients) {
   auto const modifiers = all_of<detail::is_modifier>(ingredients...);
   auto const factors = all_of<detail::is_factor>(ingredients...);
   auto const the_normaliser = one_of<detail::is_normaliser>(softmax{}, ingredients...);
-  return sentence<std::remove_const_t<decltype(the_pattern)>, std::remove_const_t<decltype(modifiers)>,
-                  std::remove_const_t<decltype(factors)>, std::remove_const_t<decltype(the_normaliser)>>{
-      the_pattern, modifiers, factors, the_normaliser};
+  return sentence<std::remove_const_t<decltype(the_pattern)>,
+                  std::remove_const_t<decltype(modifiers)>, std::remove_const_t<decltype(factors)>,
+                  std::remove_const_t<decltype(the_normaliser)>>{the_pattern, modifiers, factors,
+                                                                 the_normaliser};
 }
 
 }  // namespace heed::attend

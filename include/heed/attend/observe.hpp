@@ -10,11 +10,12 @@
 ///
 ///     template <class T> void observe(place const&, index_t row, row_summary<T> const&) const;
 ///
-/// `static constexpr bool needs_mean_score = true` asks for the mean score, which costs a multiply-add a pair.
+/// `static constexpr bool needs_mean_score = true` asks for the mean score, which costs a
+/// multiply-add a pair.
 namespace heed {
 
-/// What a pass knows of a finished row, in natural units. For a row that met no key, lse and row_max are
-/// -infinity and mean_score is 0.
+/// What a pass knows of a finished row, in natural units. For a row that met no key, lse and
+/// row_max are -infinity and mean_score is 0.
 template <class T>
 struct row_summary {
   T lse;
@@ -25,12 +26,15 @@ struct row_summary {
 template <class O>
 concept row_observer = requires(O const& o, place const& where, row_summary<float> const& f) {
   o.observe(where, index_t{}, f);
-} || requires(O const& o, place const& where, row_summary<double> const& d) {
+}
+|| requires(O const& o, place const& where, row_summary<double> const& d) {
   o.observe(where, index_t{}, d);
 };
 
 template <class O>
-concept wants_mean_score = requires { requires O::needs_mean_score; };
+concept wants_mean_score = requires {
+  requires O::needs_mean_score;
+};
 
 namespace detail {
 
@@ -81,15 +85,16 @@ struct entropy_into {
 
   void observe(place const& where, index_t row, row_summary<T> const& summary) const {
     bool const empty = summary.row_max == -std::numeric_limits<T>::infinity();
-    out(where.batch, where.head, where.first_row + row) = empty ? T(0) : summary.lse - summary.mean_score;
+    out(where.batch, where.head, where.first_row + row) =
+        empty ? T(0) : summary.lse - summary.mean_score;
   }
   void check(call_shape const& shape) const { detail::check_row_view("entropy_into", out, shape); }
 };
 template <class T>
 entropy_into(tensor_view<T, 3>) -> entropy_into<T>;
 
-/// d loss / d lse for attention_backward, where the loss depends on the lse that attention returned.
-/// values: [batch, head, row].
+/// d loss / d lse for attention_backward, where the loss depends on the lse that attention
+/// returned. values: [batch, head, row].
 template <class T>
 struct lse_gradient {
   tensor_view<T const, 3> values;
@@ -98,7 +103,9 @@ struct lse_gradient {
     requires std::is_same_v<T, std::remove_const_t<U>>
   explicit lse_gradient(tensor_view<U, 3> v) : values(v) {}
 
-  void check(call_shape const& shape) const { detail::check_row_view("lse_gradient", values, shape); }
+  void check(call_shape const& shape) const {
+    detail::check_row_view("lse_gradient", values, shape);
+  }
 };
 template <class U>
 lse_gradient(tensor_view<U, 3>) -> lse_gradient<std::remove_const_t<U>>;
@@ -111,7 +118,8 @@ struct column_sums_into {
   tensor_view<T, 3> out;
   tensor_view<T const, 3> row_weights = {};
 
-  explicit column_sums_into(tensor_view<T, 3> o, tensor_view<T const, 3> r = {}) : out(o), row_weights(r) {}
+  explicit column_sums_into(tensor_view<T, 3> o, tensor_view<T const, 3> r = {})
+      : out(o), row_weights(r) {}
 
   void check(call_shape const& shape) const {
     std::array<index_t, 3> const expected{shape.batches, shape.heads, shape.keys};
@@ -135,7 +143,8 @@ struct top_keys_into {
   tensor_view<T, 4> weights = {};
 
   void check(call_shape const& shape) const {
-    std::array<index_t, 4> const expected{shape.batches, shape.heads, shape.rows, indices.extent(3)};
+    std::array<index_t, 4> const expected{shape.batches, shape.heads, shape.rows,
+                                          indices.extent(3)};
     require(indices.extents() == expected, [&] {
       return "top_keys_into indices have shape " + shape_text(indices.extents()) + "; expected " +
              shape_text(expected) + " (batch, head, row, k)";

@@ -48,7 +48,8 @@ struct standing {
 
   index_t operator()(place const& where, index_t row) const {
     auto const& given = explicit_positions.rows;
-    if (given.data() != nullptr) return given(given.extent(0) == 1 ? 0 : where.sequence, where.first_row + row);
+    if (given.data() != nullptr)
+      return given(given.extent(0) == 1 ? 0 : where.sequence, where.first_row + row);
     return top_left_aligned ? row : row + where.keys - where.rows;
   }
 
@@ -66,13 +67,18 @@ struct standing {
   }
 };
 
-inline standing make_standing(top_left) { return {.top_left_aligned = true, .explicit_positions = {}}; }
+inline standing make_standing(top_left) {
+  return {.top_left_aligned = true, .explicit_positions = {}};
+}
 inline standing make_standing(query_positions const& positions) {
   return {.top_left_aligned = false, .explicit_positions = positions};
 }
-inline standing make_standing(std::nullptr_t) { return {}; }
+inline standing make_standing(std::nullptr_t) {
+  return {};
+}
 
-/// The operands of a forward call with their element types erased, and everything about their shape.
+/// The operands of a forward call with their element types erased, and everything about their
+/// shape.
 template <class T>
 struct problem {
   source<T> query, key, value;
@@ -92,15 +98,17 @@ struct problem {
     return {query.batches(), sequence.count, heads, query.positions(), key.positions()};
   }
   T score_scale(place const& where, index_t row) const {
-    return row_scale.data() == nullptr ? scale
-                                       : scale * row_scale(where.batch, where.head, where.first_row + row);
+    return row_scale.data() == nullptr
+               ? scale
+               : scale * row_scale(where.batch, where.head, where.first_row + row);
   }
 };
 
 namespace detail {
 
 template <class View>
-void expect_extent(char const* name, View const& view, int axis, index_t expected, char const* axis_name) {
+void expect_extent(char const* name, View const& view, int axis, index_t expected,
+                   char const* axis_name) {
   require(view.extent(axis) == expected, [&] {
     return std::string(name) + " has shape " + shape_text(view.extents()) + "; expected " +
            std::to_string(expected) + " for axis " + std::to_string(axis) + " (" + axis_name + ")";
@@ -108,10 +116,11 @@ void expect_extent(char const* name, View const& view, int axis, index_t expecte
 }
 
 template <class View>
-void expect_like(char const* name, View const& view, std::array<index_t, 4> const& expected, char const* like) {
+void expect_like(char const* name, View const& view, std::array<index_t, 4> const& expected,
+                 char const* like) {
   require(view.extents() == expected, [&] {
-    return std::string(name) + " has shape " + shape_text(view.extents()) + "; expected that of " + like + ", " +
-           shape_text(expected);
+    return std::string(name) + " has shape " + shape_text(view.extents()) + "; expected that of " +
+           like + ", " + shape_text(expected);
   });
 }
 
@@ -119,8 +128,8 @@ template <class View>
 void expect_distinct_elements(char const* name, View const& view) {
   for (int axis = 0; axis < View::rank; ++axis)
     require(view.extent(axis) <= 1 || view.stride(axis) != 0 || view.size() == 0, [&] {
-      return std::string(name) + " is written to, and has stride 0 along axis " + std::to_string(axis) +
-             " of shape " + shape_text(view.extents());
+      return std::string(name) + " is written to, and has stride 0 along axis " +
+             std::to_string(axis) + " of shape " + shape_text(view.extents());
     });
 }
 
@@ -134,8 +143,8 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   static_assert((true && ... && check_ingredient<I>()));
   for (int axis = 0; axis < 4; ++axis) {
     require(query.extent(axis) >= 0 && key.extent(axis) >= 0 && value.extent(axis) >= 0, [&] {
-      return "negative extents: query " + shape_text(query.extents()) + ", key " + shape_text(key.extents()) +
-             ", value " + shape_text(value.extents());
+      return "negative extents: query " + shape_text(query.extents()) + ", key " +
+             shape_text(key.extents()) + ", value " + shape_text(value.extents());
     });
   }
   problem<T> p;
@@ -154,8 +163,9 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   auto const divides = [&](char const* name, auto const& view) {
     index_t const count = view.extent(2);
     require(p.heads == 0 || (count > 0 && p.heads % count == 0), [&] {
-      return std::string(name) + " has shape " + shape_text(view.extents()) + ": " + std::to_string(count) +
-             " heads; expected a divisor of the " + std::to_string(p.heads) + " heads of query";
+      return std::string(name) + " has shape " + shape_text(view.extents()) + ": " +
+             std::to_string(count) + " heads; expected a divisor of the " +
+             std::to_string(p.heads) + " heads of query";
     });
   };
   divides("key", key);
@@ -166,7 +176,8 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
            "; expected fewer than 2^24 positions";
   });
 
-  p.sequence = {.count = query.extent(0), .rows = query.extent(1), .keys = key.extent(1), .packed = {}};
+  p.sequence = {
+      .count = query.extent(0), .rows = query.extent(1), .keys = key.extent(1), .packed = {}};
   documents const packed = one_of<is_documents>(documents{}, ingredients...);
   if ((false || ... || std::is_same_v<I, documents>)) {
     packed.check(query.extent(0), query.extent(1), key.extent(1));
@@ -175,8 +186,8 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   }
   p.position = make_standing(one_of<is_positions>(nullptr, ingredients...));
 
-  scale const the_scale =
-      one_of<is_scale>(scale{1 / std::sqrt(static_cast<double>(std::max<index_t>(p.dim, 1)))}, ingredients...);
+  scale const the_scale = one_of<is_scale>(
+      scale{1 / std::sqrt(static_cast<double>(std::max<index_t>(p.dim, 1)))}, ingredients...);
   p.scale = static_cast<T>(the_scale.value);
   if constexpr ((false || ... || is_a<I, row_scale>)) {
     auto const factors = one_of<is_row_scale>(nullptr, ingredients...);

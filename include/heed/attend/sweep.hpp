@@ -5,10 +5,11 @@
 
 #include <algorithm>
 
-/// A second sweep over the scores, with the lse known: statistics of columns, and gradients of parameters.
+/// A second sweep over the scores, with the lse known: statistics of columns, and gradients of
+/// parameters.
 ///
-/// Each piece of work owns what it writes and adds to it in a fixed order, so that the sums do not depend on
-/// who computes them.
+/// Each piece of work owns what it writes and adds to it in a fixed order, so that the sums do not
+/// depend on who computes them.
 namespace heed::attend {
 
 /// One worker's tiles of final weights and, with `Gradients`, of score gradients.
@@ -31,8 +32,8 @@ class sweep_worker {
         rows_(memory.take<T>(2 * shape::max_lanes * std::max(p.dim, p.value_dim))) {}
 
   /// Panel `number` against the keys of `among` that it meets, in ascending order. Calls
-  /// visit(tile, k, score, weight, dscore) for each key row k of each tile, in registers: scores in units of
-  /// scores, -infinity where hidden; final weights; d loss / d final score.
+  /// visit(tile, k, score, weight, dscore) for each key row k of each tile, in registers: scores in
+  /// units of scores, -infinity where hidden; final weights; d loss / d final score.
   template <class Visit>
   void run(place const& where, Bound const& bound, index_t number, interval among, Visit&& visit) {
     if constexpr (Gradients) {
@@ -41,7 +42,7 @@ class sweep_worker {
       open_panel<Arch>(p_, where, bound, number, at_, rows_);
       load_lse(where);
     }
-    for (interval part : at_.keys & interval_set(among))
+    for (interval part : at_.keys& interval_set(among))
       for (index_t tile = part.first / keys_per_tile; tile * keys_per_tile < part.last; ++tile) {
         interval const keys = intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile});
         coverage const cover = pattern_cover(bound.pattern, at_.queries.positions, keys);
@@ -59,27 +60,36 @@ class sweep_worker {
   void load_lse(place const& where) {
     std::fill_n(at_.lse, at_.queries.registers * lanes, std::numeric_limits<T>::infinity());
     for (index_t lane = 0; lane < at_.queries.count(); ++lane)
-      at_.lse[lane] = saved_.lse(where.batch, where.head, where.first_row + at_.queries.rows.first + lane) *
-                      static_cast<T>(decltype(Bound::normaliser)::score_unit);
+      at_.lse[lane] =
+          saved_.lse(where.batch, where.head, where.first_row + at_.queries.rows.first + lane) *
+          static_cast<T>(decltype(Bound::normaliser)::score_unit);
   }
 
   template <int Registers, class Visit>
   void sweep_tile(place const& where, Bound const& bound, interval keys, Visit&& visit) {
     constexpr index_t width = lanes * Registers;
-    constexpr bool factored = std::tuple_size_v<decltype(Bound::factors)> > 0;
+    constexpr bool factored = std::tuple_size_v < decltype(Bound::factors) >> 0;
     index_t const first = where.first_key + keys.first;
-    row_block<T> const key = p_.key.rows(where.batch, p_.key_head(where.head), first, keys.size(), key_);
-    simd::multiply<Registers, false, Arch>(keys.size(), p_.dim, {key.data, key.stride, 1}, at_.query, width, scores_,
-                                           width);
+    row_block<T> const key =
+        p_.key.rows(where.batch, p_.key_head(where.head), first, keys.size(), key_);
+    simd::multiply<Registers, false, Arch>(keys.size(), p_.dim, {key.data, key.stride, 1},
+                                           at_.query, width, scores_, width);
     if constexpr (Gradients) {
       row_block<T> const value =
           p_.value.rows(where.batch, p_.value_head(where.head), first, keys.size(), value_);
-      simd::multiply<Registers, false, Arch>(keys.size(), p_.value_dim, {value.data, value.stride, 1}, at_.dout, width,
+      simd::multiply<Registers, false, Arch>(keys.size(), p_.value_dim,
+                                             {value.data, value.stride, 1}, at_.dout, width,
                                              dweights_, width);
     }
     score_tile<Registers, Arch, T, Bound> const tile{
-        bound,   at_.queries, at_.positions, keys, masked_rows(bound.pattern, at_.queries.positions, keys),
-        scores_, staged_,     staged_stride};
+        bound,
+        at_.queries,
+        at_.positions,
+        keys,
+        masked_rows(bound.pattern, at_.queries.positions, keys),
+        scores_,
+        staged_,
+        staged_stride};
     tile.stage();
     batch const hidden(-std::numeric_limits<T>::infinity());
     for (index_t k = 0; k < keys.size(); ++k) {
@@ -114,11 +124,13 @@ class sweep_worker {
   T* rows_;
 };
 
-/// Runs pieces of a sweep, f(piece, sweep, own): the sweep and `numbers` numbers at `own` are the worker's.
-/// Returns `results` numbers that it hands to f as a fourth argument, good until the memory is used again.
+/// Runs pieces of a sweep, f(piece, sweep, own): the sweep and `numbers` numbers at `own` are the
+/// worker's. Returns `results` numbers that it hands to f as a fourth argument, good until the
+/// memory is used again.
 template <bool Gradients, class Arch, class T, class Sentence, class Executor, class F>
-double* for_each_swept(problem<T> const& p, saved_result<T> const& saved, Sentence const&, Executor const& run_on,
-                    workspace& memory, index_t pieces, index_t numbers, index_t results, F&& f) {
+double* for_each_swept(problem<T> const& p, saved_result<T> const& saved, Sentence const&,
+                       Executor const& run_on, workspace& memory, index_t pieces, index_t numbers,
+                       index_t results, F&& f) {
   using bound = decltype(std::declval<Sentence>().at(place{}));
   using worker_type = sweep_worker<T, Arch, bound, Gradients>;
   arena measure;
@@ -139,8 +151,9 @@ double* for_each_swept(problem<T> const& p, saved_result<T> const& saved, Senten
 
 /// column_sums_into: a piece owns 512 keys of one head of one sequence.
 template <class Arch, class T, class Sentence, class Executor>
-void observe_sweep(column_sums_into<T> const& observer, problem<T> const& p, saved_result<T> const& saved,
-                   Sentence const& whole, Executor const& run_on, workspace& memory) {
+void observe_sweep(column_sums_into<T> const& observer, problem<T> const& p,
+                   saved_result<T> const& saved, Sentence const& whole, Executor const& run_on,
+                   workspace& memory) {
   using batch = xsimd::batch<T, Arch>;
   constexpr index_t chunk = 8 * keys_per_tile;
   index_t const chunks = (p.sequence.max_keys() + chunk - 1) / chunk;
@@ -148,48 +161,56 @@ void observe_sweep(column_sums_into<T> const& observer, problem<T> const& p, sav
       p, saved, whole, run_on, memory, p.sequence.count * p.heads * chunks, 0, 0,
       [&](index_t piece, auto& sweep, T*, double*) {
         place const where = p.sequence.at(piece / chunks / p.heads, piece / chunks % p.heads);
-        interval const keys = intersect({piece % chunks * chunk, (piece % chunks + 1) * chunk}, {0, where.keys});
+        interval const keys =
+            intersect({piece % chunks * chunk, (piece % chunks + 1) * chunk}, {0, where.keys});
         auto const bound = whole.at(where);
-        auto const sum = [&](index_t key) -> T& { return observer.out(where.batch, where.head, where.first_key + key); };
+        auto const sum = [&](index_t key) -> T& {
+          return observer.out(where.batch, where.head, where.first_key + key);
+        };
         for (index_t key = keys.first; key < keys.last; ++key) sum(key) = T(0);
         for (index_t number = 0; number < panelling<T, Arch>::count(where.rows); ++number)
-          sweep.run(where, bound, number, keys, [&](auto const& tile, index_t k, auto&, auto& weight, auto&) {
-            constexpr int registers = std::extent_v<std::remove_reference_t<decltype(weight)>>;
-            alignas(64) T row_weight[batch::size];
-            batch total(T(0));
-            for (int r = 0; r < registers; ++r) {
-              if (observer.row_weights.data() != nullptr) {
-                for (std::size_t lane = 0; lane < batch::size; ++lane) {
-                  index_t const row = sweep.queries().rows.first + r * static_cast<index_t>(batch::size) +
-                                      static_cast<index_t>(lane);
-                  row_weight[lane] = row < sweep.queries().rows.last
-                                         ? observer.row_weights(where.batch, where.head, where.first_row + row)
-                                         : T(0);
-                }
-                weight[r] *= batch::load_aligned(row_weight);
-              }
-              total += weight[r];
-            }
-            alignas(64) T lanes[batch::size];
-            total.store_aligned(lanes);
-            T pair_sum = T(0);
-            for (T lane : lanes) pair_sum += lane;
-            sum(tile.keys.first + k) += pair_sum;
-          });
+          sweep.run(where, bound, number, keys,
+                    [&](auto const& tile, index_t k, auto&, auto& weight, auto&) {
+                      constexpr int registers =
+                          std::extent_v<std::remove_reference_t<decltype(weight)>>;
+                      alignas(64) T row_weight[batch::size];
+                      batch total(T(0));
+                      for (int r = 0; r < registers; ++r) {
+                        if (observer.row_weights.data() != nullptr) {
+                          for (std::size_t lane = 0; lane < batch::size; ++lane) {
+                            index_t const row = sweep.queries().rows.first +
+                                                r * static_cast<index_t>(batch::size) +
+                                                static_cast<index_t>(lane);
+                            row_weight[lane] = row < sweep.queries().rows.last
+                                                   ? observer.row_weights(where.batch, where.head,
+                                                                          where.first_row + row)
+                                                   : T(0);
+                          }
+                          weight[r] *= batch::load_aligned(row_weight);
+                        }
+                        total += weight[r];
+                      }
+                      alignas(64) T lanes[batch::size];
+                      total.store_aligned(lanes);
+                      T pair_sum = T(0);
+                      for (T lane : lanes) pair_sum += lane;
+                      sum(tile.keys.first + k) += pair_sum;
+                    });
       });
 }
 
 /// top_keys_into: a piece owns a panel of rows.
 template <class Arch, class T, class Sentence, class Executor>
-void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p, saved_result<T> const& saved,
-                   Sentence const& whole, Executor const& run_on, workspace& memory) {
+void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p,
+                   saved_result<T> const& saved, Sentence const& whole, Executor const& run_on,
+                   workspace& memory) {
   using batch = xsimd::batch<T, Arch>;
   using cut = panelling<T, Arch>;
   constexpr T lowest = -std::numeric_limits<T>::infinity();
   index_t const panels = cut::count(p.sequence.max_rows()), most = observer.indices.extent(3);
   for_each_swept<false, Arch>(
-      p, saved, whole, run_on, memory, p.sequence.count * p.heads * panels, most * cut::shape::max_lanes, 0,
-      [&](index_t piece, auto& sweep, T* best, double*) {
+      p, saved, whole, run_on, memory, p.sequence.count * p.heads * panels,
+      most * cut::shape::max_lanes, 0, [&](index_t piece, auto& sweep, T* best, double*) {
         place const where = p.sequence.at(piece / panels / p.heads, piece / panels % p.heads);
         index_t const number = piece % panels;
         if (number >= cut::count(where.rows)) return;
@@ -199,7 +220,8 @@ void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p, saved_
         };
         auto const set_weight = [&](index_t lane, index_t i, T weight) {
           if (observer.weights.data() != nullptr)
-            observer.weights(where.batch, where.head, where.first_row + rows.first + lane, i) = weight;
+            observer.weights(where.batch, where.head, where.first_row + rows.first + lane, i) =
+                weight;
         };
         std::fill_n(best, most * rows.size(), lowest);
         for (index_t lane = 0; lane < rows.size(); ++lane)
@@ -208,61 +230,72 @@ void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p, saved_
             set_weight(lane, i, T(0));
           }
         // Keys come in ascending order, so that a key goes behind those of the same score.
-        sweep.run(where, whole.at(where), number, {0, where.keys}, [&](auto const& tile, index_t k, auto& score, auto&, auto&) {
-          constexpr int registers = std::extent_v<std::remove_reference_t<decltype(score)>>;
-          alignas(64) T scores[batch::size];
-          for (int r = 0; r < registers; ++r) {
-            score[r].store_aligned(scores);
-            for (std::size_t i = 0; i < batch::size; ++i) {
-              index_t const lane = r * static_cast<index_t>(batch::size) + static_cast<index_t>(i);
-              if (lane >= rows.size()) break;
-              T* const mine = best + lane * most;
-              index_t at = most;
-              while (at > 0 && scores[i] > mine[at - 1]) --at;
-              if (at == most) continue;
-              for (index_t j = most - 1; j > at; --j) {
-                mine[j] = mine[j - 1];
-                index_at(lane, j) = index_at(lane, j - 1);
-              }
-              mine[at] = scores[i];
-              index_at(lane, at) = where.first_key + tile.keys.first + k;
-            }
-          }
-        });
+        sweep.run(where, whole.at(where), number, {0, where.keys},
+                  [&](auto const& tile, index_t k, auto& score, auto&, auto&) {
+                    constexpr int registers =
+                        std::extent_v<std::remove_reference_t<decltype(score)>>;
+                    alignas(64) T scores[batch::size];
+                    for (int r = 0; r < registers; ++r) {
+                      score[r].store_aligned(scores);
+                      for (std::size_t i = 0; i < batch::size; ++i) {
+                        index_t const lane =
+                            r * static_cast<index_t>(batch::size) + static_cast<index_t>(i);
+                        if (lane >= rows.size()) break;
+                        T* const mine = best + lane * most;
+                        index_t at = most;
+                        while (at > 0 && scores[i] > mine[at - 1]) --at;
+                        if (at == most) continue;
+                        for (index_t j = most - 1; j > at; --j) {
+                          mine[j] = mine[j - 1];
+                          index_at(lane, j) = index_at(lane, j - 1);
+                        }
+                        mine[at] = scores[i];
+                        index_at(lane, at) = where.first_key + tile.keys.first + k;
+                      }
+                    }
+                  });
         if (observer.weights.data() == nullptr) return;
         constexpr double unit = decltype(whole.at(place{}).normaliser)::score_unit;
         for (index_t lane = 0; lane < rows.size(); ++lane) {
-          double const lse = static_cast<double>(saved.lse(where.batch, where.head, where.first_row + rows.first + lane));
+          double const lse = static_cast<double>(
+              saved.lse(where.batch, where.head, where.first_row + rows.first + lane));
           for (index_t i = 0; i < most; ++i)
             if (best[lane * most + i] > lowest)
-              set_weight(lane, i, static_cast<T>(std::exp(static_cast<double>(best[lane * most + i]) / unit - lse)));
+              set_weight(lane, i,
+                         static_cast<T>(
+                             std::exp(static_cast<double>(best[lane * most + i]) / unit - lse)));
         }
       });
 }
 
 /// The gradient of modifier number `Which` of the sentence, if it asks for one.
 template <std::size_t Which, class Arch, class T, class Sentence, class Executor>
-void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Sentence const& whole, Executor const& run_on,
-                       workspace& memory) {
+void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Sentence const& whole,
+                       Executor const& run_on, workspace& memory) {
   using batch = xsimd::batch<T, Arch>;
   auto const& modifier = std::get<Which>(whole.modifiers);
-  // Calls f(lane, key, d loss / d modified score, score before, score after) for the visible pairs of a panel.
-  auto const each_pair = [&](auto& sweep, place const& where, auto const& bound, index_t number, interval among, auto&& f) {
-    sweep.run(where, bound, number, among, [&](auto const& tile, index_t k, auto& score, auto&, auto& dscore) {
-      constexpr int registers = std::extent_v<std::remove_reference_t<decltype(score)>>;
-      batch before[registers], after[registers], later[registers];
-      tile.template trace<Which>(k, before, after, later);
-      alignas(64) T in[batch::size], out[batch::size], gradient[batch::size];
-      for (int r = 0; r < registers; ++r) {
-        before[r].store_aligned(in);
-        after[r].store_aligned(out);
-        (dscore[r] * later[r]).store_aligned(gradient);
-        for (std::size_t i = 0; i < batch::size; ++i) {
-          index_t const lane = r * static_cast<index_t>(batch::size) + static_cast<index_t>(i);
-          if (lane < sweep.queries().count() && gradient[i] != T(0)) f(lane, tile.keys.first + k, gradient[i], in[i], out[i]);
-        }
-      }
-    });
+  // Calls f(lane, key, d loss / d modified score, score before, score after) for the visible pairs
+  // of a panel.
+  auto const each_pair = [&](auto& sweep, place const& where, auto const& bound, index_t number,
+                             interval among, auto&& f) {
+    sweep.run(where, bound, number, among,
+              [&](auto const& tile, index_t k, auto& score, auto&, auto& dscore) {
+                constexpr int registers = std::extent_v<std::remove_reference_t<decltype(score)>>;
+                batch before[registers], after[registers], later[registers];
+                tile.template trace<Which>(k, before, after, later);
+                alignas(64) T in[batch::size], out[batch::size], gradient[batch::size];
+                for (int r = 0; r < registers; ++r) {
+                  before[r].store_aligned(in);
+                  after[r].store_aligned(out);
+                  (dscore[r] * later[r]).store_aligned(gradient);
+                  for (std::size_t i = 0; i < batch::size; ++i) {
+                    index_t const lane =
+                        r * static_cast<index_t>(batch::size) + static_cast<index_t>(i);
+                    if (lane < sweep.queries().count() && gradient[i] != T(0))
+                      f(lane, tile.keys.first + k, gradient[i], in[i], out[i]);
+                  }
+                }
+              });
   };
 
   if constexpr (requires(double const* sums) { modifier.set_gradient(sums, index_t{}); }) {
@@ -279,17 +312,22 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
                     [&](index_t lane, index_t key, T gradient, T before, T after) {
                       index_t const query = p.position(where, sweep.queries().rows.first + lane);
                       sum += static_cast<double>(gradient) *
-                             here.parameter_slope(static_cast<double>(before), static_cast<double>(after), query, key);
+                             here.parameter_slope(static_cast<double>(before),
+                                                  static_cast<double>(after), query, key);
                     });
       }
       sums[head] = sum;
     };
     modifier.set_gradient(
-        for_each_swept<true, Arch>(p, saved, whole, run_on, memory, p.heads, 0, p.heads, sum_head), p.heads);
-  } else if constexpr (requires { modifier.gradient(index_t{}, index_t{}, index_t{}, index_t{}); }) {
+        for_each_swept<true, Arch>(p, saved, whole, run_on, memory, p.heads, 0, p.heads, sum_head),
+        p.heads);
+  } else if constexpr (requires {
+                         modifier.gradient(index_t{}, index_t{}, index_t{}, index_t{});
+                       }) {
     auto const& target = modifier.gradient;
     if (target.data() == nullptr) return;
-    // A piece owns a batch entry and a head of the gradient, and a chunk of keys unless all keys share one number.
+    // A piece owns a batch entry and a head of the gradient, and a chunk of keys unless all keys
+    // share one number.
     index_t const batches = target.extent(0), heads = target.extent(1);
     bool const by_key = target.extent(3) > 1;
     constexpr index_t chunk = 8 * keys_per_tile;
@@ -306,8 +344,9 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
             for (index_t head = 0; head < p.heads; ++head) {
               place const where = p.sequence.at(g, head);
               if ((batches > 1 && where.batch != b) || (heads > 1 && head != h)) continue;
-              interval const keys =
-                  by_key ? intersect({c * chunk, (c + 1) * chunk}, {0, where.keys}) : interval{0, where.keys};
+              interval const keys = by_key
+                                        ? intersect({c * chunk, (c + 1) * chunk}, {0, where.keys})
+                                        : interval{0, where.keys};
               if (keys.empty()) continue;
               auto const bound = whole.at(where);
               for (index_t number = 0; number < panelling<T, Arch>::count(where.rows); ++number)
@@ -328,27 +367,35 @@ template <class Arch, class T, class Sentence, class Executor>
 void normaliser_gradient(problem<T> const& p, saved_result<T> const& saved, Sentence const& whole,
                          Executor const& run_on, workspace& memory) {
   auto const& normaliser = whole.normaliser;
-  if constexpr (requires { normaliser.logits(index_t{}, index_t{}) + normaliser.gradient(index_t{}, index_t{}); }) {
+  if constexpr (requires {
+                  normaliser.logits(index_t{}, index_t{}) +
+                      normaliser.gradient(index_t{}, index_t{});
+                }) {
     if (normaliser.gradient.data() == nullptr) return;
     index_t const sinks = normaliser.logits.extent(1);
-    for_each_swept<true, Arch>(p, saved, whole, run_on, memory, p.heads, 2 * p.value_dim, 0, [&](index_t head, auto&, T* own, double*) {
-      for (index_t t = 0; t < sinks; ++t) {
-        double const logit = static_cast<double>(normaliser.logits(head, t));
-        double sum = 0;
-        for (index_t b = 0; b < p.query.batches(); ++b)
-          for (index_t row = 0; row < p.query.positions(); ++row) {
-            double const share = std::exp(logit - static_cast<double>(saved.lse(b, head, row)));
-            if (share == 0) continue;
-            double delta = saved.dlse.data() == nullptr ? 0.0 : -static_cast<double>(saved.dlse(b, head, row));
-            T const* const out = saved.out.rows(b, head, row, 1, own).data;
-            T const* const dout = saved.dout.rows(b, head, row, 1, own + p.value_dim).data;
-            for (index_t d = 0; d < p.value_dim; ++d) delta += static_cast<double>(out[d]) * static_cast<double>(dout[d]);
-            sum -= share * delta;
+    for_each_swept<true, Arch>(
+        p, saved, whole, run_on, memory, p.heads, 2 * p.value_dim, 0,
+        [&](index_t head, auto&, T* own, double*) {
+          for (index_t t = 0; t < sinks; ++t) {
+            double const logit = static_cast<double>(normaliser.logits(head, t));
+            double sum = 0;
+            for (index_t b = 0; b < p.query.batches(); ++b)
+              for (index_t row = 0; row < p.query.positions(); ++row) {
+                double const share = std::exp(logit - static_cast<double>(saved.lse(b, head, row)));
+                if (share == 0) continue;
+                double delta = saved.dlse.data() == nullptr
+                                   ? 0.0
+                                   : -static_cast<double>(saved.dlse(b, head, row));
+                T const* const out = saved.out.rows(b, head, row, 1, own).data;
+                T const* const dout = saved.dout.rows(b, head, row, 1, own + p.value_dim).data;
+                for (index_t d = 0; d < p.value_dim; ++d)
+                  delta += static_cast<double>(out[d]) * static_cast<double>(dout[d]);
+                sum -= share * delta;
+              }
+            normaliser.gradient(head, t) =
+                static_cast<std::remove_cvref_t<decltype(normaliser.gradient(head, t))>>(sum);
           }
-        normaliser.gradient(head, t) =
-            static_cast<std::remove_cvref_t<decltype(normaliser.gradient(head, t))>>(sum);
-      }
-    });
+        });
   }
 }
 
@@ -358,7 +405,8 @@ void parameter_gradients(problem<T> const& p, saved_result<T> const& saved, Sent
                          Executor const& run_on, workspace& memory) {
   [&]<std::size_t... Which>(std::index_sequence<Which...>) {
     (modifier_gradient<Which, Arch>(p, saved, whole, run_on, memory), ...);
-  }(std::make_index_sequence<std::tuple_size_v<decltype(Sentence::modifiers)>>{});
+  }
+  (std::make_index_sequence<std::tuple_size_v<decltype(Sentence::modifiers)>>{});
   normaliser_gradient<Arch>(p, saved, whole, run_on, memory);
 }
 

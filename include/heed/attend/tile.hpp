@@ -6,12 +6,15 @@
 
 #include <array>
 
-/// One tile of scores: a panel of queries in the lanes of registers against a block of keys, a key a row.
+/// One tile of scores: a panel of queries in the lanes of registers against a block of keys, a key
+/// a row.
 ///
-/// Everything that reads scores (forward, backward, sweeps) makes them here, so that they agree to the bit.
+/// Everything that reads scores (forward, backward, sweeps) makes them here, so that they agree to
+/// the bit.
 namespace heed::attend {
 
-/// Keys in a tile. Larger tiles amortise the accumulators' traffic, smaller ones stay in the first cache.
+/// Keys in a tile. Larger tiles amortise the accumulators' traffic, smaller ones stay in the first
+/// cache.
 inline constexpr index_t keys_per_tile = 128;
 
 /// A panel: consecutive query rows of one head, one a lane.
@@ -31,8 +34,10 @@ struct panelling {
   static index_t count(index_t rows) { return (rows + shape::max_lanes - 1) / shape::max_lanes; }
 
   static panel at(place const& where, standing const& position, index_t number) {
-    interval const rows{number * shape::max_lanes, std::min((number + 1) * shape::max_lanes, where.rows)};
-    return {rows, position.hull(where, rows), static_cast<int>((rows.size() + shape::lanes - 1) / shape::lanes)};
+    interval const rows{number * shape::max_lanes,
+                        std::min((number + 1) * shape::max_lanes, where.rows)};
+    return {rows, position.hull(where, rows),
+            static_cast<int>((rows.size() + shape::lanes - 1) / shape::lanes)};
   }
 };
 
@@ -49,8 +54,8 @@ void with_registers(int registers, F&& f) {
 
 /// Query rows as columns: to[d][lane] = factor[lane] * row(lane)[d], zero in lanes beyond `count`.
 template <class Arch, class T>
-void load_columns(source<T> const& from, place const& where, interval rows, T const* factor,
-                  T* to, index_t lanes, T* row_scratch) {
+void load_columns(source<T> const& from, place const& where, interval rows, T const* factor, T* to,
+                  index_t lanes, T* row_scratch) {
   using batch = xsimd::batch<T, Arch>;
   index_t const count = rows.size();
   row_block<T> const block =
@@ -61,7 +66,8 @@ void load_columns(source<T> const& from, place const& where, interval rows, T co
     for (index_t lane = count; lane < lanes; ++lane) column[lane] = T(0);
     if (factor != nullptr)
       for (index_t lane = 0; lane < lanes; lane += static_cast<index_t>(batch::size))
-        (batch::load_aligned(column + lane) * batch::load_aligned(factor + lane)).store_aligned(column + lane);
+        (batch::load_aligned(column + lane) * batch::load_aligned(factor + lane))
+            .store_aligned(column + lane);
   }
 }
 
@@ -79,8 +85,8 @@ struct query_panel {
 
 /// Columns as rows of the output: the reverse of load_columns, each lane times its factor.
 template <class Arch, class T>
-void store_columns(T* columns, index_t lanes, T const* factor, sink<T> const& to, place const& where,
-                   interval rows, T* row_scratch) {
+void store_columns(T* columns, index_t lanes, T const* factor, sink<T> const& to,
+                   place const& where, interval rows, T* row_scratch) {
   using batch = xsimd::batch<T, Arch>;
   index_t const dim = to.extents()[3];
   for (index_t d = 0; d < dim; ++d)
@@ -90,15 +96,16 @@ void store_columns(T* columns, index_t lanes, T const* factor, sink<T> const& to
     }
   index_t const first = where.first_row + rows.first;
   if (to.in_place()) {
-    simd::transpose<Arch>(dim, rows.size(), columns, lanes, to.row(where.batch, where.head, first), to.row_stride());
+    simd::transpose<Arch>(dim, rows.size(), columns, lanes, to.row(where.batch, where.head, first),
+                          to.row_stride());
   } else {
     simd::transpose<Arch>(dim, rows.size(), columns, lanes, row_scratch, dim);
     to.store(where.batch, where.head, first, rows.size(), row_scratch, dim);
   }
 }
 
-/// The scores of a panel against some keys: everything that turns the raw products into what the normaliser
-/// sees.
+/// The scores of a panel against some keys: everything that turns the raw products into what the
+/// normaliser sees.
 template <int Registers, class Arch, class T, class Bound>
 struct score_tile {
   using batch = xsimd::batch<T, Arch>;
@@ -107,16 +114,17 @@ struct score_tile {
   static constexpr std::size_t modifiers = std::tuple_size_v<decltype(Bound::modifiers)>;
   static constexpr T unit = static_cast<T>(decltype(Bound::normaliser)::score_unit);
 
-  /// The factor that load_columns gives the queries: without modifiers the normaliser's unit is folded in.
+  /// The factor that load_columns gives the queries: without modifiers the normaliser's unit is
+  /// folded in.
   static constexpr T query_unit = modifiers == 0 ? unit : T(1);
 
   Bound const& bound;
   panel const& queries;
   T const* positions;  // of the lanes
   interval keys;
-  interval masked;        // the keys, of the tile's, that not every query meets
-  T* scores;              // [key][width], raw products in, scores out
-  T* staged = nullptr;    // [modifier that reads][key][width]
+  interval masked;      // the keys, of the tile's, that not every query meets
+  T* scores;            // [key][width], raw products in, scores out
+  T* staged = nullptr;  // [modifier that reads][key][width]
   index_t staged_stride = 0;
 
   /// Fills in what modifiers read from memory, 0 in lanes beyond the last row. Call before finish.
@@ -133,8 +141,8 @@ struct score_tile {
     std::apply([&](auto const&... modifier) { (fill(modifier), ...); }, bound.modifiers);
   }
 
-  /// Applies modifiers and pattern to the scores of key row `k`, in registers. With `slopes`, also gives
-  /// d score / d raw product.
+  /// Applies modifiers and pattern to the scores of key row `k`, in registers. With `slopes`, also
+  /// gives d score / d raw product.
   template <bool Slopes = false>
   void finish(index_t k, batch (&score)[Registers], batch (*slopes)[Registers] = nullptr) const {
 #pragma GCC unroll 4
@@ -143,32 +151,38 @@ struct score_tile {
       if constexpr (Slopes) (*slopes)[r] = batch(T(1));
     }
     if constexpr (modifiers > 0) {
-      apply_modifiers(k, score, [&](std::size_t, auto const& modifier, int r, batch const& before, batch const& after) {
-        if constexpr (Slopes && requires { modifier.slope(before, after); })
-          (*slopes)[r] *= modifier.slope(before, after);
-      });
+      apply_modifiers(
+          k, score,
+          [&](std::size_t, auto const& modifier, int r, batch const& before, batch const& after) {
+            if constexpr (Slopes && requires { modifier.slope(before, after); })
+              (*slopes)[r] *= modifier.slope(before, after);
+          });
 #pragma GCC unroll 4
       for (int r = 0; r < Registers; ++r) score[r] *= batch(unit);
     }
     if (masked.first <= k && k < masked.last) hide(k, score);
   }
 
-  /// What modifier number `Which` does in key row `k`: the scores before and after it, and d score / d after.
+  /// What modifier number `Which` does in key row `k`: the scores before and after it, and d score
+  /// / d after.
   template <std::size_t Which>
-  void trace(index_t k, batch (&before)[Registers], batch (&after)[Registers], batch (&later)[Registers]) const {
+  void trace(index_t k, batch (&before)[Registers], batch (&after)[Registers],
+             batch (&later)[Registers]) const {
     batch score[Registers];
     for (int r = 0; r < Registers; ++r) {
       score[r] = batch::load_aligned(scores + k * width + r * lanes);
       later[r] = batch(T(1));
     }
-    apply_modifiers(k, score, [&](std::size_t number, auto const& modifier, int r, batch const& in, batch const& out) {
-      if (number == Which) {
-        before[r] = in;
-        after[r] = out;
-      }
-      if constexpr (requires { modifier.slope(in, out); })
-        if (number > Which) later[r] *= modifier.slope(in, out);
-    });
+    apply_modifiers(
+        k, score,
+        [&](std::size_t number, auto const& modifier, int r, batch const& in, batch const& out) {
+          if (number == Which) {
+            before[r] = in;
+            after[r] = out;
+          }
+          if constexpr (requires { modifier.slope(in, out); })
+            if (number > Which) later[r] *= modifier.slope(in, out);
+        });
   }
 
   /// The numerator factor of each pair of key row `k`, 1 if there is none.
@@ -178,7 +192,8 @@ struct score_tile {
     for (int r = 0; r < Registers; ++r) {
       batch const query = batch::load_aligned(positions + r * lanes);
       factor[r] = batch(T(1));
-      std::apply([&](auto const&... f) { ((factor[r] *= f.factor(query, key)), ...); }, bound.factors);
+      std::apply([&](auto const&... f) { ((factor[r] *= f.factor(query, key)), ...); },
+                 bound.factors);
     }
   }
 
@@ -248,7 +263,8 @@ constexpr bool hides(Bound const&, bool partial) {
   return partial || readers_of<Bound> > 0;
 }
 
-/// The rows of a tile of `keys` that some of the queries do not meet, counted from its first; none if all are met.
+/// The rows of a tile of `keys` that some of the queries do not meet, counted from its first; none
+/// if all are met.
 template <class Pattern>
 interval masked_rows(Pattern const& pattern, interval queries, interval keys) {
   constexpr index_t step = 16;
@@ -263,8 +279,8 @@ interval masked_rows(Pattern const& pattern, interval queries, interval keys) {
 
 /// Opens panel `number` of a place. `scratch` holds a panel's rows.
 template <class Arch, class T, class Bound>
-void open_panel(problem<T> const& p, place const& where, Bound const& bound, index_t number, query_panel<T>& at,
-                T* scratch) {
+void open_panel(problem<T> const& p, place const& where, Bound const& bound, index_t number,
+                query_panel<T>& at, T* scratch) {
   constexpr index_t lanes = simd::tile_shape<T, Arch>::lanes;
   at.queries = panelling<T, Arch>::at(where, p.position, number);
   at.keys = pattern_keys(bound.pattern, at.queries.positions, where.keys);
@@ -289,17 +305,18 @@ bool all_finite(row_block<T> block, index_t rows, index_t columns) {
   for (index_t r = 0; r < rows; ++r) {
     T const* const row = block.data + r * block.stride;
     index_t c = 0;
-    for (; c + size <= columns; c += size) sum = xsimd::fma(batch::load_unaligned(row + c), batch(T(0)), sum);
+    for (; c + size <= columns; c += size)
+      sum = xsimd::fma(batch::load_unaligned(row + c), batch(T(0)), sum);
     for (; c < columns; ++c) rest += row[c] * T(0);
   }
   return xsimd::all(sum == batch(T(0))) && rest == T(0);
 }
 
-/// to[c][lane] += sum_k rows(k, c) * weights[k][lane], leaving out the pairs whose mark is -0: the same as
-/// simd::multiply, and safe where hidden rows hold NaN or infinity.
+/// to[c][lane] += sum_k rows(k, c) * weights[k][lane], leaving out the pairs whose mark is -0: the
+/// same as simd::multiply, and safe where hidden rows hold NaN or infinity.
 template <int Registers, class Arch, class T>
-void multiply_visible(index_t columns, index_t depth, row_block<T> rows, T const* weights, T const* marks, T* to,
-                      index_t width) {
+void multiply_visible(index_t columns, index_t depth, row_block<T> rows, T const* weights,
+                      T const* marks, T* to, index_t width) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   for (index_t c = 0; c < columns; ++c)

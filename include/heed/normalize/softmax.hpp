@@ -11,30 +11,35 @@
 
 /// Normalisers: how the scores of a row become weights.
 ///
-/// A normaliser says how the running state of a row moves; a SIMD lane is a row. Registers are `Batch`:
+/// A normaliser says how the running state of a row moves; a SIMD lane is a row. Registers are
+/// `Batch`:
 ///
 ///     static constexpr double score_unit;   // scores arrive multiplied by this
 ///     static constexpr key_order order;     // in which order a row must meet its keys
 ///     template <class Batch> struct state;  // default constructed: a row that has met no key
 ///
-///     Batch admit(state&, Batch top) const;     // before a block of keys whose largest score is `top`:
+///     Batch admit(state&, Batch top) const;     // before a block of keys whose largest score is
+///     `top`:
 ///                                               // the factor for the values accumulated so far
 ///     Batch weigh(state&, Batch score) const;   // the weight of the next key, not yet normalised
 ///     finished_row<Batch> finish(state const&) const;
-///     std::pair<Batch, Batch> join(state&, state const& other) const;  // the union of two disjoint key sets,
-///                                               // `other` later in `order`: the factors for the values of both
+///     std::pair<Batch, Batch> join(state&, state const& other) const;  // the union of two
+///     disjoint key sets,
+///                                               // `other` later in `order`: the factors for the
+///                                               values of both
 ///
 /// and for the backward pass, from the lse that finish() returned,
 ///
-///     Batch weight(Batch score, Batch lse) const;   // the normalised weight; lse in units of scores
-///     Batch score_gradient(Batch score, Batch weight, Batch dweight, Batch delta) const;
+///     Batch weight(Batch score, Batch lse) const;   // the normalised weight; lse in units of
+///     scores Batch score_gradient(Batch score, Batch weight, Batch dweight, Batch delta) const;
 ///                                                   // delta_i = dout_i . out_i - dlse_i
 namespace heed {
 
 /// The order in which a normaliser must meet the keys of a row.
 enum class key_order { any, oldest_first, newest_first };
 
-/// A finished row: its values are the accumulated ones times `factor`; `lse` is what backward needs.
+/// A finished row: its values are the accumulated ones times `factor`; `lse` is what backward
+/// needs.
 template <class Batch>
 struct finished_row {
   Batch factor;
@@ -42,7 +47,8 @@ struct finished_row {
 };
 
 template <class N>
-concept bound_normaliser = requires(N const& n, typename N::template state<xsimd::batch<float>>& row,
+concept bound_normaliser = requires(N const& n,
+                                    typename N::template state<xsimd::batch<float>>& row,
                                     xsimd::batch<float> x) {
   { n.admit(row, x) } -> std::same_as<xsimd::batch<float>>;
   { n.weigh(row, x) } -> std::same_as<xsimd::batch<float>>;
@@ -57,8 +63,8 @@ concept normaliser = bound_normaliser<N> || requires(N const& n, place const& wh
 /// Softmax: a_ij = exp(s_ij - lse_i), lse_i = log sum_j exp(s_ij). A row with no key gives 0 and
 /// lse = -infinity.
 ///
-/// The reference of a row is its running maximum rounded up to an integer in base 2, so that rescaling is
-/// by powers of two and rounds nothing.
+/// The reference of a row is its running maximum rounded up to an integer in base 2, so that
+/// rescaling is by powers of two and rounds nothing.
 struct softmax {
   static constexpr double log2_e = 1.4426950408889634074;
   static constexpr double score_unit = log2_e;
@@ -99,7 +105,8 @@ struct softmax {
   template <class Batch>
   static finished_row<Batch> finish(state<Batch> const& row) {
     using T = typename Batch::value_type;
-    Batch const factor = xsimd::select(row.total == Batch(T(0)), Batch(T(0)), Batch(T(1)) / row.total);
+    Batch const factor =
+        xsimd::select(row.total == Batch(T(0)), Batch(T(0)), Batch(T(1)) / row.total);
     return {factor, xsimd::fma(row.reference, Batch(T(1 / log2_e)), xsimd::log(row.total))};
   }
 
@@ -124,7 +131,8 @@ struct softmax {
 };
 
 /// Softmax with extra logits z in the denominator only, S for each head:
-/// lse_i = log(sum_j exp(s_ij) + sum_t exp(z_t)). A row with no key gives 0 and lse = log sum_t exp(z_t).
+/// lse_i = log(sum_j exp(s_ij) + sum_t exp(z_t)). A row with no key gives 0 and lse = log sum_t
+/// exp(z_t).
 ///
 ///   logits    [head] or [head, S]
 ///   gradient  the same shape, written by attention_backward; optional
@@ -137,7 +145,8 @@ struct softmax_with_sinks {
 
   template <class U>
     requires std::is_same_v<T, std::remove_const_t<U>>
-  explicit softmax_with_sinks(tensor_view<U, 2> z, tensor_view<T, 2> g = {}) : logits(z), gradient(g) {}
+  explicit softmax_with_sinks(tensor_view<U, 2> z, tensor_view<T, 2> g = {})
+      : logits(z), gradient(g) {}
   template <class U>
     requires std::is_same_v<T, std::remove_const_t<U>>
   explicit softmax_with_sinks(tensor_view<U, 1> z, tensor_view<T, 1> g = {})
@@ -160,16 +169,18 @@ struct softmax_with_sinks {
 
   bound bind(place const& where) const {
     double top = -std::numeric_limits<double>::infinity(), total = 0;
-    for (index_t t = 0; t < logits.extent(1); ++t) top = std::max(top, double(logits(where.head, t)));
+    for (index_t t = 0; t < logits.extent(1); ++t)
+      top = std::max(top, double(logits(where.head, t)));
     if (top == -std::numeric_limits<double>::infinity()) return {{}, top};
-    for (index_t t = 0; t < logits.extent(1); ++t) total += std::exp(double(logits(where.head, t)) - top);
+    for (index_t t = 0; t < logits.extent(1); ++t)
+      total += std::exp(double(logits(where.head, t)) - top);
     return {{}, top + std::log(total)};
   }
 
   void check(call_shape const& shape) const {
     require(logits.extent(0) == shape.heads, [&] {
-      return "the logits of softmax_with_sinks have shape " + shape_text(logits.extents()) + "; expected [" +
-             std::to_string(shape.heads) + ", any] (head, sink)";
+      return "the logits of softmax_with_sinks have shape " + shape_text(logits.extents()) +
+             "; expected [" + std::to_string(shape.heads) + ", any] (head, sink)";
     });
     require(gradient.data() == nullptr || gradient.extents() == logits.extents(), [&] {
       return "the gradient of softmax_with_sinks has shape " + shape_text(gradient.extents()) +
@@ -180,13 +191,15 @@ struct softmax_with_sinks {
  private:
   template <class U>
   static tensor_view<U, 2> column(tensor_view<U, 1> view) {
-    return view.data() == nullptr ? tensor_view<U, 2>{}
-                                  : tensor_view<U, 2>(view.data(), {view.extent(0), 1}, {view.stride(0), 1});
+    return view.data() == nullptr
+               ? tensor_view<U, 2>{}
+               : tensor_view<U, 2>(view.data(), {view.extent(0), 1}, {view.stride(0), 1});
   }
 };
 template <class U, int Rank>
 softmax_with_sinks(tensor_view<U, Rank>) -> softmax_with_sinks<std::remove_const_t<U>>;
 template <class U, class G, int Rank>
-softmax_with_sinks(tensor_view<U, Rank>, tensor_view<G, Rank>) -> softmax_with_sinks<std::remove_const_t<U>>;
+softmax_with_sinks(tensor_view<U, Rank>, tensor_view<G, Rank>)
+    -> softmax_with_sinks<std::remove_const_t<U>>;
 
 }  // namespace heed

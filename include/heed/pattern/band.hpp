@@ -23,8 +23,9 @@ struct sliding_window {
   }
   constexpr interval_set keys(interval queries, index_t count) const {
     if (queries.empty()) return {};
-    return intersect(interval{left < 0 ? 0 : queries.first - left, right < 0 ? count : queries.last + right},
-                     interval{0, count});
+    return intersect(
+        interval{left < 0 ? 0 : queries.first - left, right < 0 ? count : queries.last + right},
+        interval{0, count});
   }
   constexpr coverage cover(interval queries, interval keys) const {
     index_t const first = queries.first, last = queries.last - 1;
@@ -44,8 +45,8 @@ struct sliding_window {
   static constexpr typename Batch::value_type scalar_of(Batch);
 };
 
-/// A query meets the keys up to its own position: key <= p. With fewer queries than keys the last query
-/// stands at the last key; `top_left` moves the first query to the first key instead.
+/// A query meets the keys up to its own position: key <= p. With fewer queries than keys the last
+/// query stands at the last key; `top_left` moves the first query to the first key instead.
 struct causal {
   template <class I>
   static constexpr auto keep(I query, I key) {

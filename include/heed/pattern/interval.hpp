@@ -21,8 +21,9 @@ constexpr interval intersect(interval a, interval b) {
   return {std::max(a.first, b.first), std::min(a.last, b.last)};
 }
 
-/// A few sorted, disjoint, non-touching intervals. Where more than `capacity` would be needed, the two
-/// with the smallest gap between them are joined: the set may grow by that, and never loses a member.
+/// A few sorted, disjoint, non-touching intervals. Where more than `capacity` would be needed, the
+/// two with the smallest gap between them are joined: the set may grow by that, and never loses a
+/// member.
 class interval_set {
  public:
   static constexpr int capacity = 8;
@@ -44,7 +45,8 @@ class interval_set {
     interval around{frame.last, frame.first};
     for (interval item : *this) {
       interval const part = intersect(item, frame);
-      if (!part.empty()) around = {std::min(around.first, part.first), std::max(around.last, part.last)};
+      if (!part.empty())
+        around = {std::min(around.first, part.first), std::max(around.last, part.last)};
     }
     return around;
   }

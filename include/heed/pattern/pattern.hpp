@@ -7,20 +7,26 @@
 
 /// Patterns: which pairs of a query and a key meet.
 ///
-/// A pattern is a function of positions. A key's position is its row; a query's position p says where
-/// among the keys the query stands, by default row + (keys - queries), so that the last query stands at
-/// the last key. All a pattern must have is
+/// A pattern is a function of positions. A key's position is its row; a query's position p says
+/// where among the keys the query stands, by default row + (keys - queries), so that the last query
+/// stands at the last key. All a pattern must have is
 ///
 ///     bool keep(heed::index_t query, heed::index_t key) const;
 ///
 /// and three things make it fast, each optional:
 ///
-///     auto keep(batch queries, batch keys) const;        // the same for a SIMD register of positions,
-///                                                        // returning its batch_bool: a template that only
-///                                                        // compares, adds and combines with & and |
-///     interval_set keys(interval queries, index_t) const;  // which of the `index_t` keys the query positions
-///                                                        // may meet: a superset is right, only slower
-///     coverage cover(interval queries, interval keys) const;  // of a whole tile; `some` is always right
+///     auto keep(batch queries, batch keys) const;        // the same for a SIMD register of
+///     positions,
+///                                                        // returning its batch_bool: a template
+///                                                        that only
+///                                                        // compares, adds and combines with & and
+///                                                        |
+///     interval_set keys(interval queries, index_t) const;  // which of the `index_t` keys the
+///     query positions
+///                                                        // may meet: a superset is right, only
+///                                                        slower
+///     coverage cover(interval queries, interval keys) const;  // of a whole tile; `some` is always
+///     right
 ///
 /// A pattern whose parameters differ by batch, head or length is bound to its place first:
 ///
@@ -30,9 +36,9 @@ namespace heed {
 /// How a pattern covers a tile of pairs: no pair kept, some, all.
 enum class coverage { none, some, all };
 
-/// The shape of a call, for ingredients that check themselves against it before anything is written:
-/// those with `void check(call_shape const&) const`. `sequences` is `batches` unless several sequences are
-/// packed in one batch entry.
+/// The shape of a call, for ingredients that check themselves against it before anything is
+/// written: those with `void check(call_shape const&) const`. `sequences` is `batches` unless
+/// several sequences are packed in one batch entry.
 struct call_shape {
   index_t batches = 0;
   index_t sequences = 0;
@@ -41,8 +47,9 @@ struct call_shape {
   index_t keys = 0;
 };
 
-/// Where scores lie: a sequence, the batch entry that holds it, a query head, and the sequence's lengths.
-/// `first_row` and `first_key` are where it starts in its tensors, 0 unless sequences are packed.
+/// Where scores lie: a sequence, the batch entry that holds it, a query head, and the sequence's
+/// lengths. `first_row` and `first_key` are where it starts in its tensors, 0 unless sequences are
+/// packed.
 struct place {
   index_t sequence = 0;
   index_t batch = 0;
@@ -110,19 +117,18 @@ struct pattern_and {
   B b;
 
   constexpr auto bind(place const& where) const {
-    return pattern_and<decltype(bind_at(a, where)), decltype(bind_at(b, where))>{
-        bind_at(a, where), bind_at(b, where)};
+    return pattern_and<decltype(bind_at(a, where)), decltype(bind_at(b, where))>{bind_at(a, where),
+                                                                                 bind_at(b, where)};
   }
   void check(call_shape const& shape) const {
     check_against(a, shape);
     check_against(b, shape);
   }
   template <class I>
-  constexpr auto keep(I query, I key) const
-    requires requires(A const& x, B const& y) { x.keep(query, key) & y.keep(query, key); }
-  {
-    return a.keep(query, key) & b.keep(query, key);
+  constexpr auto keep(I query, I key) const requires requires(A const& x, B const& y) {
+    x.keep(query, key) & y.keep(query, key);
   }
+  { return a.keep(query, key) & b.keep(query, key); }
   constexpr interval_set keys(interval queries, index_t count) const {
     return pattern_keys(a, queries, count) & pattern_keys(b, queries, count);
   }
@@ -138,19 +144,18 @@ struct pattern_or {
   B b;
 
   constexpr auto bind(place const& where) const {
-    return pattern_or<decltype(bind_at(a, where)), decltype(bind_at(b, where))>{
-        bind_at(a, where), bind_at(b, where)};
+    return pattern_or<decltype(bind_at(a, where)), decltype(bind_at(b, where))>{bind_at(a, where),
+                                                                                bind_at(b, where)};
   }
   void check(call_shape const& shape) const {
     check_against(a, shape);
     check_against(b, shape);
   }
   template <class I>
-  constexpr auto keep(I query, I key) const
-    requires requires(A const& x, B const& y) { x.keep(query, key) | y.keep(query, key); }
-  {
-    return a.keep(query, key) | b.keep(query, key);
+  constexpr auto keep(I query, I key) const requires requires(A const& x, B const& y) {
+    x.keep(query, key) | y.keep(query, key);
   }
+  { return a.keep(query, key) | b.keep(query, key); }
   constexpr interval_set keys(interval queries, index_t count) const {
     return pattern_keys(a, queries, count) | pattern_keys(b, queries, count);
   }
@@ -169,16 +174,18 @@ struct pattern_not {
   }
   void check(call_shape const& shape) const { check_against(a, shape); }
   template <class I>
-  constexpr auto keep(I query, I key) const
-    requires requires(A const& x) { !x.keep(query, key); }
-  {
-    return !a.keep(query, key);
+  constexpr auto keep(I query, I key) const requires requires(A const& x) {
+    !x.keep(query, key);
   }
+  { return !a.keep(query, key); }
   constexpr coverage cover(interval queries, interval keys) const {
     switch (pattern_cover(a, queries, keys)) {
-      case coverage::none: return coverage::all;
-      case coverage::all: return coverage::none;
-      default: return coverage::some;
+      case coverage::none:
+        return coverage::all;
+      case coverage::all:
+        return coverage::none;
+      default:
+        return coverage::some;
     }
   }
 };

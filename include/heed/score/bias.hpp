@@ -11,8 +11,10 @@ namespace heed {
 /// An additive bias from memory: s -> s + numbers(b, h, i, j).
 ///
 ///   numbers   [batch, head, row, key]; an extent of 1 is broadcast. Double, float, Eigen::half,
-///             Eigen::bfloat16, or bool, where true keeps the pair and false hides it, as -infinity does.
-///   gradient  shaped like `numbers`, in the type of the computation; attention_backward writes to it,
+///             Eigen::bfloat16, or bool, where true keeps the pair and false hides it, as -infinity
+///             does.
+///   gradient  shaped like `numbers`, in the type of the computation; attention_backward writes to
+///   it,
 ///             summed over the axes that were broadcast.
 ///
 /// Where documents pack several sequences, rows and keys are those of the packed tensors.
@@ -25,70 +27,78 @@ struct bias {
     requires std::same_as<T, std::remove_const_t<U>>
   explicit bias(tensor_view<U, 4> n) : numbers(n) {}
   template <class U>
-    requires std::same_as<T, std::remove_const_t<U>>
-  bias(tensor_view<U, 4> n, tensor_view<G, 4> g) : numbers(n), gradient(g) {}
+    requires std::same_as<T, std::remove_const_t<U>> bias(tensor_view<U, 4> n, tensor_view<G, 4> g)
+        : numbers(n), gradient(g) {}
 
-  struct bound {
-    T const* first;
-    index_t row_stride;
-    index_t key_stride;
+    struct bound {
+      T const* first;
+      index_t row_stride;
+      index_t key_stride;
 
-    /// A pair is hidden by -infinity even if its score is NaN.
-    template <class Batch>
-    static Batch apply(Batch score, Batch number) {
-      auto const hides = number == Batch(-std::numeric_limits<typename Batch::value_type>::infinity());
-      return xsimd::select(hides, number, score + number);
-    }
+      /// A pair is hidden by -infinity even if its score is NaN.
+      template <class Batch>
+      static Batch apply(Batch score, Batch number) {
+        auto const hides =
+            number == Batch(-std::numeric_limits<typename Batch::value_type>::infinity());
+        return xsimd::select(hides, number, score + number);
+      }
 
-    template <class C>
-    void fill(pair_tile<C> const& tile) const {
-      if constexpr (std::same_as<T, C>)
-        if (key_stride == 1 && tile.row_stride == 1) {
-          // The next panel of rows reads on below these, too far down to be foreseen.
+      template <class C>
+      void fill(pair_tile<C> const& tile) const {
+        if constexpr (std::same_as<T, C>)
+          if (key_stride == 1 && tile.row_stride == 1) {
+            // The next panel of rows reads on below these, too far down to be foreseen.
+            for (index_t row = tile.rows.first; row < tile.rows.last; ++row)
+              for (index_t key = tile.keys.first; key < tile.keys.last;
+                   key += 64 / static_cast<index_t>(sizeof(T)))
+                __builtin_prefetch(&at(row + tile.rows.size(), key));
+            return simd::transpose<xsimd::default_arch>(tile.rows.size(), tile.keys.size(),
+                                                        &at(tile.rows.first, tile.keys.first),
+                                                        row_stride, tile.data, tile.key_stride);
+          }
+        for (index_t key = tile.keys.first; key < tile.keys.last; ++key)
           for (index_t row = tile.rows.first; row < tile.rows.last; ++row)
-            for (index_t key = tile.keys.first; key < tile.keys.last; key += 64 / static_cast<index_t>(sizeof(T)))
-              __builtin_prefetch(&at(row + tile.rows.size(), key));
-          return simd::transpose<xsimd::default_arch>(tile.rows.size(), tile.keys.size(),
-                                                      &at(tile.rows.first, tile.keys.first), row_stride,
-                                                      tile.data, tile.key_stride);
-        }
-      for (index_t key = tile.keys.first; key < tile.keys.last; ++key)
-        for (index_t row = tile.rows.first; row < tile.rows.last; ++row)
-          tile.data[(row - tile.rows.first) * tile.row_stride + (key - tile.keys.first) * tile.key_stride] =
-              number<C>(at(row, key));
+            tile.data[(row - tile.rows.first) * tile.row_stride +
+                      (key - tile.keys.first) * tile.key_stride] = number<C>(at(row, key));
+      }
+
+     private:
+      T const& at(index_t row, index_t key) const {
+        return first[row * row_stride + key * key_stride];
+      }
+
+      template <class C>
+      static C number(T value) {
+        if constexpr (std::same_as<T, bool>)
+          return value ? C(0) : -std::numeric_limits<C>::infinity();
+        else
+          return static_cast<C>(value);
+      }
+    };
+
+    bound bind(place const& where) const {
+      auto const stride = [this](int axis) {
+        return numbers.extent(axis) == 1 ? 0 : numbers.stride(axis);
+      };
+      return {numbers.data() + where.batch * stride(0) + where.head * stride(1) +
+                  where.first_row * stride(2) + where.first_key * stride(3),
+              stride(2), stride(3)};
     }
 
-   private:
-    T const& at(index_t row, index_t key) const { return first[row * row_stride + key * key_stride]; }
-
-    template <class C>
-    static C number(T value) {
-      if constexpr (std::same_as<T, bool>)
-        return value ? C(0) : -std::numeric_limits<C>::infinity();
-      else
-        return static_cast<C>(value);
-    }
-  };
-
-  bound bind(place const& where) const {
-    auto const stride = [this](int axis) { return numbers.extent(axis) == 1 ? 0 : numbers.stride(axis); };
-    return {numbers.data() + where.batch * stride(0) + where.head * stride(1) + where.first_row * stride(2) +
-                where.first_key * stride(3),
-            stride(2), stride(3)};
-  }
-
-  void check(call_shape const& shape) const {
-    std::array<index_t, 4> const full{shape.batches, shape.heads, shape.rows, shape.keys};
-    for (int axis = 0; axis < 4; ++axis)
-      require(numbers.extent(axis) == 1 || numbers.extent(axis) == full[static_cast<std::size_t>(axis)], [&] {
-        return "bias has shape " + shape_text(numbers.extents()) + "; expected " + shape_text(full) +
-               " (batch, head, row, key), each 1 or in full";
+    void check(call_shape const& shape) const {
+      std::array<index_t, 4> const full{shape.batches, shape.heads, shape.rows, shape.keys};
+      for (int axis = 0; axis < 4; ++axis)
+        require(numbers.extent(axis) == 1 ||
+                    numbers.extent(axis) == full[static_cast<std::size_t>(axis)],
+                [&] {
+                  return "bias has shape " + shape_text(numbers.extents()) + "; expected " +
+                         shape_text(full) + " (batch, head, row, key), each 1 or in full";
+                });
+      require(gradient.data() == nullptr || gradient.extents() == numbers.extents(), [&] {
+        return "the gradient of the bias has shape " + shape_text(gradient.extents()) +
+               "; expected that of the bias, " + shape_text(numbers.extents());
       });
-    require(gradient.data() == nullptr || gradient.extents() == numbers.extents(), [&] {
-      return "the gradient of the bias has shape " + shape_text(gradient.extents()) +
-             "; expected that of the bias, " + shape_text(numbers.extents());
-    });
-  }
+    }
 };
 template <class U>
 bias(tensor_view<U, 4>) -> bias<std::remove_const_t<U>>;

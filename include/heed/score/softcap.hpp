@@ -29,7 +29,8 @@ struct softcap {
   }
 
   void check(call_shape const&) const {
-    require(cap > 0, [&] { return "softcap is " + std::to_string(cap) + "; expected a positive number"; });
+    require(cap > 0,
+            [&] { return "softcap is " + std::to_string(cap) + "; expected a positive number"; });
   }
 
   /// d (modified score) / d cap = tanh(s / cap) - (s / cap) (1 - tanh(s / cap)^2).

@@ -5,7 +5,8 @@
 
 #include <algorithm>
 
-/// Products for few queries, where keys are read once and in the order they lie: dimensions in lanes.
+/// Products for few queries, where keys are read once and in the order they lie: dimensions in
+/// lanes.
 namespace heed::simd {
 
 namespace detail {
@@ -23,7 +24,8 @@ void sum_lanes(xsimd::batch<T, Arch> const* rows, T* sums) {
       rows[i].store_aligned(lanes);
       folded[i] = half::load_aligned(lanes) + half::load_aligned(lanes + half::size);
     }
-    for (std::size_t i = 0; i < batch::size; i += half::size) xsimd::haddp(folded + i).store_unaligned(sums + i);
+    for (std::size_t i = 0; i < batch::size; i += half::size)
+      xsimd::haddp(folded + i).store_unaligned(sums + i);
   } else {
     xsimd::haddp(rows).store_unaligned(sums);
   }
@@ -31,11 +33,12 @@ void sum_lanes(xsimd::batch<T, Arch> const* rows, T* sums) {
 
 }  // namespace detail
 
-/// scores[q * score_stride + k] = query(q) . key(k) for `count` keys, stored in any element type. Rows are `depth` numbers
-/// long, a number of whole registers. While a row is read the one `ahead` elements on is asked for, if that is not 0.
+/// scores[q * score_stride + k] = query(q) . key(k) for `count` keys, stored in any element type.
+/// Rows are `depth` numbers long, a number of whole registers. While a row is read the one `ahead`
+/// elements on is asked for, if that is not 0.
 template <int Queries, class Arch, class T, class Stored>
-void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_t key_stride, index_t count,
-              index_t depth, T* scores, index_t score_stride, index_t ahead = 0) {
+void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_t key_stride,
+              index_t count, index_t depth, T* scores, index_t score_stride, index_t ahead = 0) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   // One round fills a register with sums: Queries x lanes / Queries of them.
@@ -54,7 +57,8 @@ void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_
       batch const part = load_stored<T, Arch>(key[k] + d);
 #pragma GCC unroll 4
       for (int q = 0; q < Queries; ++q)
-        sum[q][k] = xsimd::fma(part, batch::load_aligned(queries + q * query_stride + d), sum[q][k]);
+        sum[q][k] =
+            xsimd::fma(part, batch::load_aligned(queries + q * query_stride + d), sum[q][k]);
     };
     if constexpr (Queries == 1) {
       // One row after the other: memory is read in order, and the rows' sums overlap in flight.
@@ -67,7 +71,8 @@ void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_
     } else {
       if (ahead != 0)
         for (index_t k = 0; k < keys_per_round; ++k)
-          for (index_t d = 0; d < depth; d += 64 / static_cast<index_t>(sizeof(Stored))) __builtin_prefetch(key[k] + d + ahead);
+          for (index_t d = 0; d < depth; d += 64 / static_cast<index_t>(sizeof(Stored)))
+            __builtin_prefetch(key[k] + d + ahead);
       for (index_t d = 0; d < depth; d += lanes)
 #pragma GCC unroll 16
         for (index_t k = 0; k < keys_per_round; ++k) step(k, d);
@@ -84,16 +89,18 @@ void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_
   }
 }
 
-/// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned, `ahead` as in dot_rows.
+/// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned,
+/// `ahead` as in dot_rows.
 template <class Arch, class T, class Stored>
-void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, index_t count, index_t columns, T* to,
-                       index_t ahead = 0) {
+void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, index_t count,
+                       index_t columns, T* to, index_t ahead = 0) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   index_t k = 0;
   for (; k + 4 <= count; k += 4) {
     Stored const* const row = rows + k * stride;
-    batch const weight[4] = {batch(weights[k]), batch(weights[k + 1]), batch(weights[k + 2]), batch(weights[k + 3])};
+    batch const weight[4] = {batch(weights[k]), batch(weights[k + 1]), batch(weights[k + 2]),
+                             batch(weights[k + 3])};
     for (index_t c = 0; c < columns; c += lanes) {
       batch sum = batch::load_aligned(to + c);
 #pragma GCC unroll 4
@@ -106,7 +113,8 @@ void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, ind
   }
   for (; k < count; ++k)
     for (index_t c = 0; c < columns; c += lanes)
-      xsimd::fma(batch(weights[k]), load_stored<T, Arch>(rows + k * stride + c), batch::load_aligned(to + c))
+      xsimd::fma(batch(weights[k]), load_stored<T, Arch>(rows + k * stride + c),
+                 batch::load_aligned(to + c))
           .store_aligned(to + c);
 }
 

@@ -21,10 +21,14 @@ struct tile_shape {
 
   template <int Registers>
   static constexpr int rows = many_registers ? (Registers == 3 ? 8 : 12)
-                                             : (Registers == 3 ? 4 : Registers == 2 ? 6 : 8);
+                                             : (Registers == 3   ? 4
+                                                : Registers == 2 ? 6
+                                                                 : 8);
 };
 
 /// `count` rounded up to whole steps.
-constexpr index_t round_up(index_t count, index_t step) { return (count + step - 1) / step * step; }
+constexpr index_t round_up(index_t count, index_t step) {
+  return (count + step - 1) / step * step;
+}
 
 }  // namespace heed::simd

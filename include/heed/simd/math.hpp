@@ -39,8 +39,8 @@ struct exp2_constants<float> {
   using integer = std::int32_t;
   static constexpr int mantissa_bits = 23;
   static constexpr float bias = 127;
-  static constexpr float coefficients[] = {1.0000000716547141446f,  0.69314696706503521429f,
-                                           0.24022119723710719626f, 0.055507132718556442019f,
+  static constexpr float coefficients[] = {1.0000000716547141446f,    0.69314696706503521429f,
+                                           0.24022119723710719626f,   0.055507132718556442019f,
                                            0.0096755413431213273895f, 0.0013276472631950876055f};
 };
 template <>
@@ -49,14 +49,14 @@ struct exp2_constants<double> {
   static constexpr int mantissa_bits = 52;
   static constexpr double bias = 1023;
   static constexpr double coefficients[] = {
-      0.9999999999999999971,    0.69314718055994533046,   0.24022650695910156204,
-      0.055504108664819921605,  0.0096181291075883352443, 0.0013333558146789921722,
+      0.9999999999999999971,     0.69314718055994533046,     0.24022650695910156204,
+      0.055504108664819921605,   0.0096181291075883352443,   0.0013333558146789921722,
       0.00015403530462514432062, 0.000015252733489988525649, 1.321543308967639918e-6,
-      1.0178198021671930844e-7, 7.0741056135081427963e-9, 4.4352827069572771511e-10};
+      1.0178198021671930844e-7,  7.0741056135081427963e-9,   4.4352827069572771511e-10};
 };
 
-// xsimd's emulated registers compare as std::max does; hardware returns the second operand if either is
-// NaN, which is what keeps NaN alive here.
+// xsimd's emulated registers compare as std::max does; hardware returns the second operand if
+// either is NaN, which is what keeps NaN alive here.
 template <class Batch>
 Batch at_least(Batch const& x, typename Batch::value_type floor) {
   if constexpr (requires { Batch(floor).data.size(); })
@@ -67,8 +67,8 @@ Batch at_least(Batch const& x, typename Batch::value_type floor) {
 
 }  // namespace detail
 
-/// 2^x for x <= 127 (1023 for double). Relative error 2.2e-7 in float, 4e-16 in double, also at 0: see exp2_whole.
-/// From 2^-127 down (2^-1023) it is exactly 0, so 2^-infinity is; NaN stays NaN.
+/// 2^x for x <= 127 (1023 for double). Relative error 2.2e-7 in float, 4e-16 in double, also at 0:
+/// see exp2_whole. From 2^-127 down (2^-1023) it is exactly 0, so 2^-infinity is; NaN stays NaN.
 template <class Batch>
 Batch exp2(Batch const& x) {
   using T = typename Batch::value_type;
@@ -114,20 +114,22 @@ Batch tanh(Batch const& x) {
   Batch const square = x * x;
   Batch near;
   if constexpr (std::same_as<T, float>) {
-    constexpr float odd[] = {0.99999989313216315494f, -0.3333195425108646997f, 0.13304526003742696397f,
-                             -0.051821866778678518743f, 0.015050945143088039458f};
+    constexpr float odd[] = {0.99999989313216315494f, -0.3333195425108646997f,
+                             0.13304526003742696397f, -0.051821866778678518743f,
+                             0.015050945143088039458f};
     near = x * polynomial(square, odd);
   } else {
-    constexpr double odd[] = {0.99999999999999999037,   -0.33333333333332621459,   0.13333333333246061778,
-                              -0.053968253926267261364, 0.021869487489971076489,   -0.0088632200993752234254,
-                              0.0035919831017037756153, -0.0014549321533059796052, 0.00058623991443400124211,
-                              -0.00022842633399050687022, 0.000077003007787505513196,
-                              -0.000016009574234599751802};
+    constexpr double odd[] = {
+        0.99999999999999999037,     -0.33333333333332621459,    0.13333333333246061778,
+        -0.053968253926267261364,   0.021869487489971076489,    -0.0088632200993752234254,
+        0.0035919831017037756153,   -0.0014549321533059796052,  0.00058623991443400124211,
+        -0.00022842633399050687022, 0.000077003007787505513196, -0.000016009574234599751802};
     near = x * polynomial(square, odd);
   }
   auto const is_far = square > Batch(short_range * short_range);
   // Scores are mostly far below the cap, so the division is mostly skipped.
-  if (!xsimd::any(is_far)) [[likely]] return near;
+  if (!xsimd::any(is_far)) [[likely]]
+    return near;
   return xsimd::select(is_far, detail::tanh_far(x), near);
 }
 

@@ -6,13 +6,13 @@ namespace heed::simd {
 
 namespace detail {
 
-// 128-bit registers where there are any: what interleaving means for wider ones differs between versions of
-// xsimd, and a transposition is bound by loads and stores anyway.
+// 128-bit registers where there are any: what interleaving means for wider ones differs between
+// versions of xsimd, and a transposition is bound by loads and stores anyway.
 template <class Arch>
 using transpose_arch = std::conditional_t<xsimd::sse2::supported(), xsimd::sse2, Arch>;
 
-/// Rounds of interleaving register i with register i + size/2 move the bits of a lane's number one place
-/// towards those of its register's; after log2(size) rounds they have changed places.
+/// Rounds of interleaving register i with register i + size/2 move the bits of a lane's number one
+/// place towards those of its register's; after log2(size) rounds they have changed places.
 template <class Batch>
 void transpose_square(Batch (&rows)[Batch::size]) {
   constexpr std::size_t size = Batch::size;
@@ -41,7 +41,8 @@ void transpose(index_t rows, index_t columns, T const* from, index_t from_stride
   auto const move_square = [&](index_t r, index_t c) {
     batch square[batch::size];
 #pragma GCC unroll 16
-    for (index_t i = 0; i < size; ++i) square[i] = batch::load_unaligned(from + (r + i) * from_stride + c);
+    for (index_t i = 0; i < size; ++i)
+      square[i] = batch::load_unaligned(from + (r + i) * from_stride + c);
     detail::transpose_square(square);
 #pragma GCC unroll 16
     for (index_t i = 0; i < size; ++i) square[i].store_unaligned(to + (c + i) * to_stride + r);

@@ -12,9 +12,10 @@ namespace heed {
 /// What a tensor may hold. Half and bfloat16 are storage: arithmetic is in float, and in double for
 /// double.
 template <class T>
-concept element = std::same_as<std::remove_cv_t<T>, double> || std::same_as<std::remove_cv_t<T>, float> ||
-                  std::same_as<std::remove_cv_t<T>, Eigen::half> ||
-                  std::same_as<std::remove_cv_t<T>, Eigen::bfloat16>;
+concept element = std::same_as < std::remove_cv_t<T>,
+double > || std::same_as<std::remove_cv_t<T>, float> ||
+    std::same_as<std::remove_cv_t<T>, Eigen::half> ||
+    std::same_as<std::remove_cv_t<T>, Eigen::bfloat16>;
 
 /// The type a computation over elements of these types runs in.
 template <element... T>

@@ -30,7 +30,8 @@ void convert_row(From const* from, index_t step, index_t count, To* to) {
     if constexpr (std::is_same_v<From, Eigen::half> && std::is_same_v<To, float>) {
 #if defined(__F16C__)
       for (; i + 8 <= count; i += 8)
-        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<__m128i const*>(from + i))));
+        _mm256_storeu_ps(
+            to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<__m128i const*>(from + i))));
 #endif
     } else if constexpr (std::is_same_v<From, Eigen::bfloat16> && std::is_same_v<To, float>) {
       // Eigen's conversion tests for NaN; bits moved up are the same number, and vectorise.
@@ -45,8 +46,8 @@ void convert_row(From const* from, index_t step, index_t count, To* to) {
 }
 
 template <class To, class From>
-void convert_rows(void const* from, index_t row_stride, index_t step, index_t rows, index_t columns, To* to,
-                  index_t to_stride, index_t ahead) {
+void convert_rows(void const* from, index_t row_stride, index_t step, index_t rows, index_t columns,
+                  To* to, index_t to_stride, index_t ahead) {
   for (index_t r = 0; r < rows; ++r) {
     From const* const row = static_cast<From const*>(from) + r * row_stride;
     if (ahead > 0)
@@ -57,11 +58,12 @@ void convert_rows(void const* from, index_t row_stride, index_t step, index_t ro
 }
 
 template <class From, class To>
-void store_rows(void* to, index_t row_stride, index_t step, index_t rows, index_t columns, From const* from,
-                index_t from_stride) {
+void store_rows(void* to, index_t row_stride, index_t step, index_t rows, index_t columns,
+                From const* from, index_t from_stride) {
   for (index_t r = 0; r < rows; ++r) {
     To* const row = static_cast<To*>(to) + r * row_stride;
-    for (index_t c = 0; c < columns; ++c) row[c * step] = static_cast<To>(from[r * from_stride + c]);
+    for (index_t c = 0; c < columns; ++c)
+      row[c * step] = static_cast<To>(from[r * from_stride + c]);
   }
 }
 
@@ -80,7 +82,8 @@ class source {
         element_size_(sizeof(E)),
         extents_(view.extents()),
         strides_(view.strides()),
-        in_place_(std::is_same_v<std::remove_const_t<E>, T> && (view.stride(3) == 1 || view.extent(3) <= 1)),
+        in_place_(std::is_same_v<std::remove_const_t<E>, T> &&
+                  (view.stride(3) == 1 || view.extent(3) <= 1)),
         convert_(&detail::convert_rows<T, std::remove_const_t<E>>) {}
 
   index_t batches() const { return extents_[0]; }
@@ -91,15 +94,18 @@ class source {
   auto const& strides() const { return strides_; }
 
   /// Where row `first` of one head is stored, in elements of the tensor's own type.
-  void const* stored(index_t batch, index_t head, index_t first) const { return at(batch, first, head); }
+  void const* stored(index_t batch, index_t head, index_t first) const {
+    return at(batch, first, head);
+  }
   bool unit_stride() const { return strides_[3] == 1 || dim() <= 1; }
 
   /// Whether rows can be used where they lie.
   bool in_place() const { return in_place_; }
 
-  /// Rows [first, first + count) of one head: where they lie, or converted into `scratch`, which has
-  /// room for count * dim() numbers. Rows that are to be `reused` are gathered too, since the usual strides
-  /// between rows, powers of two, would have them evict each other from the first-level cache.
+  /// Rows [first, first + count) of one head: where they lie, or converted into `scratch`, which
+  /// has room for count * dim() numbers. Rows that are to be `reused` are gathered too, since the
+  /// usual strides between rows, powers of two, would have them evict each other from the
+  /// first-level cache.
   row_block<T> rows(index_t batch, index_t head, index_t first, index_t count, T* scratch,
                     bool reused = false) const {
     if (in_place_ && !(reused && strides_[1] != dim()))
@@ -108,8 +114,8 @@ class source {
     return {scratch, dim()};
   }
 
-  /// Rows [first, first + count) of one head, converted into `to`. Asks for the row `ahead` rows on to be brought near
-  /// while it reads a row.
+  /// Rows [first, first + count) of one head, converted into `to`. Asks for the row `ahead` rows on
+  /// to be brought near while it reads a row.
   void copy(index_t batch, index_t head, index_t first, index_t count, T* to, index_t to_stride,
             index_t ahead = 0) const {
     convert_(at(batch, first, head), strides_[1], strides_[3], count, dim(), to, to_stride, ahead);
@@ -119,7 +125,8 @@ class source {
   static constexpr index_t rows_ahead = 32;
 
   char const* at(index_t batch, index_t position, index_t head) const {
-    return data_ + (batch * strides_[0] + position * strides_[1] + head * strides_[2]) * element_size_;
+    return data_ +
+           (batch * strides_[0] + position * strides_[1] + head * strides_[2]) * element_size_;
   }
 
   char const* data_ = nullptr;
@@ -161,7 +168,8 @@ class sink {
 
  private:
   char* at(index_t batch, index_t position, index_t head) const {
-    return data_ + (batch * strides_[0] + position * strides_[1] + head * strides_[2]) * element_size_;
+    return data_ +
+           (batch * strides_[0] + position * strides_[1] + head * strides_[2]) * element_size_;
   }
 
   char* data_ = nullptr;

@@ -16,8 +16,8 @@ using index_t = std::ptrdiff_t;
 /// A non-owning, strided view of a tensor: a pointer, `Rank` extents and `Rank` strides, counted in
 /// elements. Strides are free: zero broadcasts an axis, a negative one reverses it.
 ///
-/// Attention tensors have the axes [batch, position, head, dim] in that order whatever their layout in
-/// memory is; `bnhd` and `bhnd` build such views for the two usual layouts.
+/// Attention tensors have the axes [batch, position, head, dim] in that order whatever their layout
+/// in memory is; `bnhd` and `bhnd` build such views for the two usual layouts.
 template <class T, int Rank>
 class tensor_view {
  public:
@@ -45,8 +45,8 @@ class tensor_view {
   constexpr tensor_view(std::span<T> data, index_array const& extents)
       : tensor_view(data.data(), extents) {
     require(static_cast<index_t>(data.size()) >= size(), [&] {
-      return "a span of " + std::to_string(data.size()) + " elements cannot hold a tensor of shape " +
-             shape_text(extents);
+      return "a span of " + std::to_string(data.size()) +
+             " elements cannot hold a tensor of shape " + shape_text(extents);
     });
   }
 
@@ -81,16 +81,18 @@ class tensor_view {
   /// The same elements with two axes exchanged.
   constexpr tensor_view swap_axes(int a, int b) const {
     tensor_view view = *this;
-    std::swap(view.extents_[static_cast<std::size_t>(a)], view.extents_[static_cast<std::size_t>(b)]);
-    std::swap(view.strides_[static_cast<std::size_t>(a)], view.strides_[static_cast<std::size_t>(b)]);
+    std::swap(view.extents_[static_cast<std::size_t>(a)],
+              view.extents_[static_cast<std::size_t>(b)]);
+    std::swap(view.strides_[static_cast<std::size_t>(a)],
+              view.strides_[static_cast<std::size_t>(b)]);
     return view;
   }
 
   /// Positions [first, first + count) of one axis. Throws heed::error if they are not all there.
   constexpr tensor_view slice(int axis, index_t first, index_t count) const {
     require(first >= 0 && count >= 0 && first + count <= extent(axis), [&] {
-      return "slice [" + std::to_string(first) + ", " + std::to_string(first + count) + ") of axis " +
-             std::to_string(axis) + " of a tensor of shape " + shape_text(extents_);
+      return "slice [" + std::to_string(first) + ", " + std::to_string(first + count) +
+             ") of axis " + std::to_string(axis) + " of a tensor of shape " + shape_text(extents_);
     });
     tensor_view view = *this;
     view.data_ += first * stride(axis);
@@ -106,14 +108,16 @@ class tensor_view {
 
 /// Views memory laid out as [batch, position, head, dim].
 template <class T>
-constexpr tensor_view<T, 4> bnhd(T* data, index_t batch, index_t positions, index_t heads, index_t dim) {
+constexpr tensor_view<T, 4> bnhd(T* data, index_t batch, index_t positions, index_t heads,
+                                 index_t dim) {
   return {data, {batch, positions, heads, dim}};
 }
 
 /// Views memory laid out as [batch, head, position, dim]; the axes of the view are
 /// [batch, position, head, dim] as everywhere.
 template <class T>
-constexpr tensor_view<T, 4> bhnd(T* data, index_t batch, index_t heads, index_t positions, index_t dim) {
+constexpr tensor_view<T, 4> bhnd(T* data, index_t batch, index_t heads, index_t positions,
+                                 index_t dim) {
   return tensor_view<T, 4>(data, {batch, heads, positions, dim}).swap_axes(1, 2);
 }
 
