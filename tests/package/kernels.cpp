@@ -20,7 +20,11 @@ float attend(heed::index_t keys, heed::index_t values) {
 
 }  // namespace
 
-extern "C" float mean_of_values(heed::index_t keys) { return attend(keys, keys); }
+extern "C" float mean_of_values(heed::index_t keys) {
+  return attend(keys, keys);
+}
 
 // Fewer values than keys: the exception passes through the closed object to its caller.
-extern "C" void refuses() { attend(5, 4); }
+extern "C" void refuses() {
+  attend(5, 4);
+}

@@ -1,4 +1,5 @@
-// Calls kernels.cpp through the dispatcher. The argument, if any, is the instruction set that has to be chosen.
+// Calls kernels.cpp through the dispatcher. The argument, if any, is the instruction set that has
+// to be chosen.
 #include <heed/view/error.hpp>
 
 #include <cmath>
@@ -29,5 +30,6 @@ int main(int argc, char** argv) {
     std::printf("caught: %s\n", error.what());
   }
   std::printf("chose %s, mean of values %g\n", kernels_isa(), mean);
-  return std::strcmp(kernels_isa(), expected) == 0 && std::abs(mean - 50.f) < 1e-3f && refused ? 0 : 1;
+  return std::strcmp(kernels_isa(), expected) == 0 && std::abs(mean - 50.f) < 1e-3f && refused ? 0
+                                                                                               : 1;
 }
