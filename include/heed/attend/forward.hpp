@@ -101,22 +101,25 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   }
 
   /// All panels through the tiles of `keys`, in the order that the normaliser asks for. Tiles lie
-  /// on one grid for all panels, so that a row's result does not depend on the panels it shares its
-  /// keys with.
+  /// on one grid, and a panel meets all its keys of a tile at once, so that a row's result does not
+  /// depend on the panels it shares its tiles with.
   void visit(interval_set const& keys, index_t panels) {
     constexpr bool backwards = decltype(Bound::normaliser)::order == key_order::newest_first;
-    auto const visit_one = [&](interval part) {
-      index_t const first = part.first / keys_per_tile,
-                    last = (part.last + keys_per_tile - 1) / keys_per_tile;
+    index_t met = -1;  // the tile that was met last: intervals may share one
+    auto const visit_tiles = [&](interval part) {
+      index_t const first = part.first / keys_per_tile;
+      index_t const last = (part.last + keys_per_tile - 1) / keys_per_tile;
       for (index_t i = 0; i < last - first; ++i) {
         index_t const tile = backwards ? last - 1 - i : first + i;
-        visit_tile(intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile}), panels);
+        if (tile == met) continue;
+        met = tile;
+        visit_tile(keys.hull_within({tile * keys_per_tile, (tile + 1) * keys_per_tile}), panels);
       }
     };
     if constexpr (backwards)
-      for (auto part = keys.end(); part != keys.begin();) visit_one(*--part);
+      for (auto part = keys.end(); part != keys.begin();) visit_tiles(*--part);
     else
-      for (interval part : keys) visit_one(part);
+      for (interval part : keys) visit_tiles(part);
   }
 
   void visit_tile(interval tile, index_t panels) {
@@ -404,6 +407,7 @@ void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> v
   detail::expect_like("out", out,
                       {query.extent(0), query.extent(1), query.extent(2), value.extent(3)},
                       "query with the head_dim of value");
+  detail::expect_memory("out", out);
   detail::expect_distinct_elements("out", out);
 
   auto const whole = make_sentence(ingredients...);

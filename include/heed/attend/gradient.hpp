@@ -22,6 +22,8 @@ saved_result<T> make_saved_result(problem<T> const& p, Query const& query, Value
                                      value.extent(3)};
   detail::expect_like("out", out, shape, "query with the head_dim of value");
   detail::expect_like("dout", dout, shape, "out");
+  detail::expect_memory("out", out);
+  detail::expect_memory("dout", dout);
   heed::detail::check_row_view("lse", lse, p.shape());
   saved_result<T> saved{source<T>(out), source<T>(dout), lse, {}};
   if constexpr ((false || ... || detail::is_a<I, lse_gradient>)) {
@@ -37,8 +39,11 @@ void check_gradients(Query const& query, Key const& key, Value const& value, DQu
   detail::expect_like("dquery", dquery, query.extents(), "query");
   detail::expect_like("dkey", dkey, key.extents(), "key");
   detail::expect_like("dvalue", dvalue, value.extents(), "value");
+  detail::expect_memory("dquery", dquery);
   detail::expect_distinct_elements("dquery", dquery);
+  detail::expect_memory("dkey", dkey);
   detail::expect_distinct_elements("dkey", dkey);
+  detail::expect_memory("dvalue", dvalue);
   detail::expect_distinct_elements("dvalue", dvalue);
 }
 
@@ -46,7 +51,7 @@ void check_gradients(Query const& query, Key const& key, Value const& value, DQu
 template <class T>
 struct gradient_panel : query_panel<T> {
   T* dout;   // [value_dim][lane]
-  T* lse;    // [lane], in units of scores
+  T* lse;    // [lane]
   T* delta;  // [lane], dout.out - dlse
 
   gradient_panel(arena& memory, problem<T> const& p, index_t width)
@@ -77,8 +82,7 @@ void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, plac
       delta += dout.data[lane * dout.stride + d] * out.data[lane * out.stride + d];
     if (saved.dlse.data() != nullptr) delta -= saved.dlse(where.batch, where.head, first + lane);
     at.delta[lane] = delta;
-    at.lse[lane] = saved.lse(where.batch, where.head, first + lane) *
-                   static_cast<T>(decltype(Bound::normaliser)::score_unit);
+    at.lse[lane] = saved.lse(where.batch, where.head, first + lane);
   }
 }
 

@@ -45,6 +45,9 @@ void check_row_view(char const* name, tensor_view<T, 3> const& view, call_shape 
     return std::string(name) + " has shape " + shape_text(view.extents()) + "; expected " +
            shape_text(expected) + " (batch, head, row)";
   });
+  require(view.data() != nullptr || view.size() == 0, [&] {
+    return std::string(name) + " has shape " + shape_text(view.extents()) + " and no memory";
+  });
 }
 
 }  // namespace detail

@@ -125,6 +125,13 @@ void expect_like(char const* name, View const& view, std::array<index_t, 4> cons
 }
 
 template <class View>
+void expect_memory(char const* name, View const& view) {
+  require(view.data() != nullptr || view.size() == 0, [&] {
+    return std::string(name) + " has shape " + shape_text(view.extents()) + " and no memory";
+  });
+}
+
+template <class View>
 void expect_distinct_elements(char const* name, View const& view) {
   for (int axis = 0; axis < View::rank; ++axis)
     require(view.extent(axis) <= 1 || view.stride(axis) != 0 || view.size() == 0, [&] {
@@ -147,6 +154,9 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
              shape_text(key.extents()) + ", value " + shape_text(value.extents());
     });
   }
+  expect_memory("query", query);
+  expect_memory("key", key);
+  expect_memory("value", value);
   problem<T> p;
   p.query = source<T>(query);
   p.key = source<T>(key);

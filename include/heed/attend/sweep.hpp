@@ -61,8 +61,7 @@ class sweep_worker {
     std::fill_n(at_.lse, at_.queries.registers * lanes, std::numeric_limits<T>::infinity());
     for (index_t lane = 0; lane < at_.queries.count(); ++lane)
       at_.lse[lane] =
-          saved_.lse(where.batch, where.head, where.first_row + at_.queries.rows.first + lane) *
-          static_cast<T>(decltype(Bound::normaliser)::score_unit);
+          saved_.lse(where.batch, where.head, where.first_row + at_.queries.rows.first + lane);
   }
 
   template <int Registers, class Visit>
@@ -382,7 +381,8 @@ void normaliser_gradient(problem<T> const& p, saved_result<T> const& saved, Sent
             for (index_t b = 0; b < p.query.batches(); ++b)
               for (index_t row = 0; row < p.query.positions(); ++row) {
                 double const share = std::exp(logit - static_cast<double>(saved.lse(b, head, row)));
-                if (share == 0) continue;
+                // Not so for a sink of -infinity in a row without keys, where the share is NaN.
+                if (!(share > 0)) continue;
                 double delta = saved.dlse.data() == nullptr
                                    ? 0.0
                                    : -static_cast<double>(saved.dlse(b, head, row));

@@ -30,7 +30,7 @@
 ///
 /// and for the backward pass, from the lse that finish() returned,
 ///
-///     Batch weight(Batch score, Batch lse) const;   // the normalised weight; lse in units of
+///     Batch weight(Batch score, Batch lse) const;   // the normalised weight
 ///     scores Batch score_gradient(Batch score, Batch weight, Batch dweight, Batch delta) const;
 ///                                                   // delta_i = dout_i . out_i - dlse_i
 namespace heed {
@@ -63,8 +63,9 @@ concept normaliser = bound_normaliser<N> || requires(N const& n, place const& wh
 /// Softmax: a_ij = exp(s_ij - lse_i), lse_i = log sum_j exp(s_ij). A row with no key gives 0 and
 /// lse = -infinity.
 ///
-/// The reference of a row is its running maximum rounded up to an integer in base 2, so that
-/// rescaling is by powers of two and rounds nothing.
+/// The reference of a row is a score near its maximum: it moves only when a score exceeds it by
+/// more than 2^8, which costs no precision and makes rescaling rare. A row of one key has a weight
+/// of exactly 1.
 struct softmax {
   static constexpr double log2_e = 1.4426950408889634074;
   static constexpr double score_unit = log2_e;
@@ -78,9 +79,10 @@ struct softmax {
 
   template <class Batch>
   static Batch admit(state<Batch>& row, Batch top) {
+    constexpr auto slack = typename Batch::value_type(8);
     Batch const before = row.reference;
-    row.reference = xsimd::max(before, xsimd::ceil(top));
-    Batch const factor = simd::exp2_whole(before - finite(row.reference));
+    row.reference = xsimd::select(top > before + Batch(slack), top, before);
+    Batch const factor = simd::exp2(before - finite(row.reference));
     row.total *= factor;
     return factor;
   }
@@ -95,8 +97,8 @@ struct softmax {
   template <class Batch>
   static std::pair<Batch, Batch> join(state<Batch>& row, state<Batch> const& other) {
     Batch const reference = xsimd::max(row.reference, other.reference);
-    Batch const mine = simd::exp2_whole(row.reference - finite(reference));
-    Batch const theirs = simd::exp2_whole(other.reference - finite(reference));
+    Batch const mine = simd::exp2(row.reference - finite(reference));
+    Batch const theirs = simd::exp2(other.reference - finite(reference));
     row.total = row.total * mine + other.total * theirs;
     row.reference = reference;
     return {mine, theirs};
@@ -114,7 +116,8 @@ struct softmax {
   static Batch weight(Batch score, Batch lse) {
     using T = typename Batch::value_type;
     constexpr T infinity = std::numeric_limits<T>::infinity();
-    return simd::exp2(score - xsimd::select(lse == Batch(-infinity), Batch(infinity), lse));
+    Batch const reference = xsimd::select(lse == Batch(-infinity), Batch(infinity), lse);
+    return simd::exp2(xsimd::fnma(reference, Batch(T(log2_e)), score));
   }
 
   template <class Batch>

@@ -19,7 +19,7 @@ struct sliding_window {
     using number = decltype(scalar_of(query));
     auto const before = static_cast<number>(left < 0 ? far : left);
     auto const after = static_cast<number>(right < 0 ? far : right);
-    return (key >= query - I(before)) & (key <= query + I(after));
+    return detail::both(key >= query - I(before), key <= query + I(after));
   }
   constexpr interval_set keys(interval queries, index_t count) const {
     if (queries.empty()) return {};

@@ -110,6 +110,26 @@ struct dense {
   static constexpr coverage cover(interval, interval) { return coverage::all; }
 };
 
+namespace detail {
+
+// Of two bool, or lane by lane.
+template <class Kept>
+constexpr auto both(Kept const& a, Kept const& b) {
+  if constexpr (std::same_as<Kept, bool>)
+    return a && b;
+  else
+    return a & b;
+}
+template <class Kept>
+constexpr auto either(Kept const& a, Kept const& b) {
+  if constexpr (std::same_as<Kept, bool>)
+    return a || b;
+  else
+    return a | b;
+}
+
+}  // namespace detail
+
 /// Both patterns keep the pair.
 template <pattern A, pattern B>
 struct pattern_and {
@@ -126,7 +146,7 @@ struct pattern_and {
   }
   template <class I>
   constexpr auto keep(I query, I key) const requires requires(A const& x, B const& y) {
-    x.keep(query, key) & y.keep(query, key);
+    detail::both(x.keep(query, key), y.keep(query, key));
   }
   { return a.keep(query, key) & b.keep(query, key); }
   constexpr interval_set keys(interval queries, index_t count) const {
@@ -153,7 +173,7 @@ struct pattern_or {
   }
   template <class I>
   constexpr auto keep(I query, I key) const requires requires(A const& x, B const& y) {
-    x.keep(query, key) | y.keep(query, key);
+    detail::either(x.keep(query, key), y.keep(query, key));
   }
   { return a.keep(query, key) | b.keep(query, key); }
   constexpr interval_set keys(interval queries, index_t count) const {

@@ -33,15 +33,15 @@ namespace detail {
 template <class T>
 struct exp2_constants;
 
-// Minimax in the relative error on [-1/2, 1/2]: 7.5e-8, and 3.1e-18.
+// Minimax in the relative error on [-1/2, 1/2], 2.6e-9 and 3.1e-18, with 2^0 exact.
 template <>
 struct exp2_constants<float> {
   using integer = std::int32_t;
   static constexpr int mantissa_bits = 23;
   static constexpr float bias = 127;
-  static constexpr float coefficients[] = {1.0000000716547141446f,    0.69314696706503521429f,
-                                           0.24022119723710719626f,   0.055507132718556442019f,
-                                           0.0096755413431213273895f, 0.0013276472631950876055f};
+  static constexpr float coefficients[] = {1.0f,           0.69314721497f, 0.24022652783f,
+                                           0.05550310551f, 0.00961769299f, 0.00134066439f,
+                                           0.000155946782f};
 };
 template <>
 struct exp2_constants<double> {
@@ -67,8 +67,8 @@ Batch at_least(Batch const& x, typename Batch::value_type floor) {
 
 }  // namespace detail
 
-/// 2^x for x <= 127 (1023 for double). Relative error 2.2e-7 in float, 4e-16 in double, also at 0:
-/// see exp2_whole. From 2^-127 down (2^-1023) it is exactly 0, so 2^-infinity is; NaN stays NaN.
+/// 2^x for x <= 127 (1023 for double). Relative error 1.3e-7 in float, 4e-16 in double; exact for
+/// whole numbers. From 2^-127 down (2^-1023) it is exactly 0, so 2^-infinity is; NaN stays NaN.
 template <class Batch>
 Batch exp2(Batch const& x) {
   using T = typename Batch::value_type;
@@ -81,16 +81,6 @@ Batch exp2(Batch const& x) {
   Batch const fraction = bounded - (shifted - Batch(magic));
   auto const exponent = cast_bits<typename constants::integer>(shifted) << constants::mantissa_bits;
   return polynomial(fraction, constants::coefficients) * cast_bits<T>(exponent);
-}
-
-/// 2^x for whole numbers x <= 127 (1023 for double), exactly; 0 below the smallest normal number.
-template <class Batch>
-Batch exp2_whole(Batch const& x) {
-  using T = typename Batch::value_type;
-  using constants = detail::exp2_constants<T>;
-  constexpr T magic = T(1.5) * T(std::int64_t{1} << constants::mantissa_bits) + constants::bias;
-  Batch const shifted = detail::at_least(x, -constants::bias) + Batch(magic);
-  return cast_bits<T>(cast_bits<typename constants::integer>(shifted) << constants::mantissa_bits);
 }
 
 namespace detail {
