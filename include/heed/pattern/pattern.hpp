@@ -148,7 +148,7 @@ struct pattern_and {
   constexpr auto keep(I query, I key) const requires requires(A const& x, B const& y) {
     detail::both(x.keep(query, key), y.keep(query, key));
   }
-  { return a.keep(query, key) & b.keep(query, key); }
+  { return detail::both(a.keep(query, key), b.keep(query, key)); }
   constexpr interval_set keys(interval queries, index_t count) const {
     return pattern_keys(a, queries, count) & pattern_keys(b, queries, count);
   }
@@ -175,7 +175,7 @@ struct pattern_or {
   constexpr auto keep(I query, I key) const requires requires(A const& x, B const& y) {
     detail::either(x.keep(query, key), y.keep(query, key));
   }
-  { return a.keep(query, key) | b.keep(query, key); }
+  { return detail::either(a.keep(query, key), b.keep(query, key)); }
   constexpr interval_set keys(interval queries, index_t count) const {
     return pattern_keys(a, queries, count) | pattern_keys(b, queries, count);
   }
