@@ -12,9 +12,9 @@
 
 /// The definition of softmax attention and of its gradient, in plain loops. With T = double it
 /// gives the golden values; with T = float, the error that the definition itself makes in float.
-/// That error is a matter of luck where there is little to sum, so there are four ways to evaluate
-/// the definition: sums from front to back with e, or from back to front with powers of two and
-/// scaled queries; and sums that begin in the middle.
+/// That error is a matter of luck where there is little to sum, so there are several ways to
+/// evaluate the definition: sums from front to back with e, or from back to front with powers of
+/// two and scaled queries; and sums that begin elsewhere than at an end.
 ///
 ///   s_ij = scale row_scale_i q_i.k_j, then the modifiers in order; pairs that `keep` rejects or
 ///   whose score is -infinity do not exist. lse_i = log(sum_j exp(s_ij) + sum_t exp(z_t)),  a_ij =
@@ -37,16 +37,16 @@ enum class alignment { bottom_right, top_left };
 
 struct evaluation {
   bool backwards = false;
-  bool from_the_middle = false;
+  index_t quarter = 0;  // where sums begin
 
   /// The n-th of `count` terms.
   index_t at(index_t n, index_t count) const {
     index_t const turned = backwards ? count - 1 - n : n;
-    return from_the_middle ? (turned + count / 2) % count : turned;
+    return (turned + quarter * count / 4) % count;
   }
 };
-inline constexpr evaluation evaluations[] = {
-    {false, false}, {true, false}, {false, true}, {true, true}};
+inline constexpr evaluation evaluations[] = {{false, 0}, {true, 0}, {false, 1}, {true, 1},
+                                             {false, 2}, {true, 2}, {false, 3}, {true, 3}};
 
 struct options {
   std::optional<double> scale;
