@@ -256,7 +256,7 @@ class backward_worker {
         T* const dscore_place = scratch_.dscores + k * width + r * lanes;
         batch dweight = batch::load_aligned(dscore_place);
         if constexpr (factored) dweight *= factor[r];
-        batch weight = bound_.normaliser.weight(score[r], lse[r]);
+        batch weight = bound_.normaliser.weight(score[r], lse[r], batch(T(0)));
         batch dscore = bound_.normaliser.score_gradient(score[r], weight, dweight, delta[r]);
         if constexpr (std::tuple_size_v < decltype(Bound::modifiers) >> 0) dscore *= slope[r];
         if constexpr (Hidden) {

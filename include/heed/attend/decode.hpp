@@ -497,7 +497,7 @@ void decode_pass(problem<T> const& p, Sentence const& whole,
       T* const sum = all.accumulated + row * padded;
       for (index_t c = 0; c < p.value_dim; ++c) sum[c] *= done.factor.get(0);
       out.store(where.batch, head, where.first_row + n, 1, sum, padded);
-      row_summary<T> const summary{done.lse.get(0), all.row_max[row] / unit,
+      row_summary<T> const summary{done.lse.get(0), done.rest.get(0), all.row_max[row] / unit,
                                    all.score_sum[row] * done.factor.get(0) / unit};
       std::apply([&](auto const&... observer) { (observer.observe(where, n, summary), ...); },
                  observers);

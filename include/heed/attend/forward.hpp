@@ -280,15 +280,17 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     index_t const width = at.queries.registers * lanes;
     T* const factor = scratch_.scores;
     T* const lse = factor + shape::max_lanes;
+    T* const rest = lse + shape::max_lanes;
     for (int r = 0; r < at.queries.registers; ++r) {
       auto const done = bound_.normaliser.finish(at.rows[r]);
       done.factor.store_aligned(factor + r * lanes);
       done.lse.store_aligned(lse + r * lanes);
+      done.rest.store_aligned(rest + r * lanes);
     }
     if constexpr (sizeof...(Observers) > 0) {
       constexpr T unit = static_cast<T>(decltype(Bound::normaliser)::score_unit);
       for (index_t lane = 0; lane < at.queries.count(); ++lane) {
-        row_summary<T> const summary{lse[lane], at.row_max[lane] / unit,
+        row_summary<T> const summary{lse[lane], rest[lane], at.row_max[lane] / unit,
                                      at.score_sum[lane] * factor[lane] / unit};
         std::apply(
             [&](auto const&... observer) {
@@ -397,6 +399,18 @@ void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& o
   }
 }
 
+/// Every row's lse, with what rounding took from it.
+template <class T>
+struct precise_lse_into {
+  tensor_view<T, 3> out;
+  tensor_view<T, 3> rest;
+
+  void observe(place const& where, index_t row, row_summary<T> const& summary) const {
+    out(where.batch, where.head, where.first_row + row) = summary.lse;
+    rest(where.batch, where.head, where.first_row + row) = summary.lse_rest;
+  }
+};
+
 /// Softmax attention, or whatever the ingredients make of it; see softmax.hpp.
 template <class Arch = xsimd::default_arch, element Q, element K, element V, element O, class... I>
 void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
@@ -419,15 +433,16 @@ void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> v
   if constexpr (std::tuple_size_v<decltype(sweeps)> == 0) {
     forward_pass<Arch, K, V>(p, whole, observers, run_on, memory, sink<T>(out));
   } else {
-    // The second sweep needs every row's lse. It outlives the scratch of both passes.
+    // The second sweep needs every row's lse, in all the precision there is.
     thread_local workspace lse_memory;
     std::array<index_t, 3> const shape{query.extent(0), query.extent(2), query.extent(1)};
-    arena place_of_lse(lse_memory.reserve(
-        static_cast<std::size_t>(arena::bytes<T>(shape[0] * shape[1] * shape[2]))));
-    tensor_view<T, 3> const lse(place_of_lse.take<T>(shape[0] * shape[1] * shape[2]), shape);
-    forward_pass<Arch, K, V>(p, whole, std::tuple_cat(observers, std::tuple(lse_into<T>{lse})),
-                             run_on, memory, sink<T>(out));
-    saved_result<T> const saved{{}, {}, lse, {}};
+    index_t const rows = shape[0] * shape[1] * shape[2];
+    arena lse_place(lse_memory.reserve(static_cast<std::size_t>(2 * arena::bytes<T>(rows))));
+    precise_lse_into<T> const lse{tensor_view<T, 3>(lse_place.take<T>(rows), shape),
+                                  tensor_view<T, 3>(lse_place.take<T>(rows), shape)};
+    forward_pass<Arch, K, V>(p, whole, std::tuple_cat(observers, std::tuple(lse)), run_on, memory,
+                             sink<T>(out));
+    saved_result<T> const saved{{}, {}, lse.out, {}, lse.rest};
     std::apply(
         [&](auto const&... sweep) {
           (observe_sweep<Arch>(sweep, p, saved, whole, run_on, memory), ...);

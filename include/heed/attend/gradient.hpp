@@ -12,6 +12,7 @@ struct saved_result {
   source<T> dout;
   tensor_view<T const, 3> lse;
   tensor_view<T const, 3> dlse;
+  tensor_view<T const, 3> rest = {};  // of lse, where more of it is known
 };
 
 template <class T, class Query, class Value, class Out, class L, class DOut, class... I>
@@ -25,7 +26,7 @@ saved_result<T> make_saved_result(problem<T> const& p, Query const& query, Value
   detail::expect_memory("out", out);
   detail::expect_memory("dout", dout);
   heed::detail::check_row_view("lse", lse, p.shape());
-  saved_result<T> saved{source<T>(out), source<T>(dout), lse, {}};
+  saved_result<T> saved{source<T>(out), source<T>(dout), lse, {}, {}};
   if constexpr ((false || ... || detail::is_a<I, lse_gradient>)) {
     auto const given = one_of<detail::is_lse_gradient>(nullptr, ingredients...);
     saved.dlse = given.values;
@@ -52,12 +53,14 @@ template <class T>
 struct gradient_panel : query_panel<T> {
   T* dout;   // [value_dim][lane]
   T* lse;    // [lane]
+  T* rest;   // [lane], of lse
   T* delta;  // [lane], dout.out - dlse
 
   gradient_panel(arena& memory, problem<T> const& p, index_t width)
       : query_panel<T>(memory, p.dim, width),
         dout(memory.take<T>(p.value_dim * width)),
         lse(memory.take<T>(width)),
+        rest(memory.take<T>(width)),
         delta(memory.take<T>(width)) {}
 };
 
@@ -69,20 +72,25 @@ void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, plac
   open_panel<Arch>(p, where, bound, number, at, scratch);
   interval const rows = at.queries.rows;
   index_t const width = at.queries.registers * shape::lanes, first = where.first_row + rows.first;
-  load_columns<Arch>(saved.dout, where, rows, static_cast<T const*>(nullptr), at.dout, width,
-                     scratch);
-  row_block<T> const out = saved.out.rows(where.batch, where.head, first, rows.size(), scratch);
-  row_block<T> const dout = saved.dout.rows(where.batch, where.head, first, rows.size(),
-                                            scratch + shape::max_lanes * p.value_dim);
-  std::fill_n(at.lse, width, std::numeric_limits<T>::infinity());
-  std::fill_n(at.delta, width, T(0));
-  for (index_t lane = 0; lane < rows.size(); ++lane) {
-    T delta = T(0);
+  T const* const plain = nullptr;
+  load_columns<Arch>(saved.dout, where, rows, plain, at.dout, width, scratch);
+  // delta is summed as the products with the values are, so that a row of one key cancels exactly.
+  T* const out = scratch + shape::max_lanes * p.value_dim;
+  load_columns<Arch>(saved.out, where, rows, plain, out, width, scratch);
+  for (index_t lane = 0; lane < width; lane += shape::lanes) {
+    using batch = xsimd::batch<T, Arch>;
+    batch delta(T(0));
     for (index_t d = 0; d < p.value_dim; ++d)
-      delta += dout.data[lane * dout.stride + d] * out.data[lane * out.stride + d];
-    if (saved.dlse.data() != nullptr) delta -= saved.dlse(where.batch, where.head, first + lane);
-    at.delta[lane] = delta;
+      delta = xsimd::fma(batch::load_unaligned(out + d * width + lane),
+                         batch::load_aligned(at.dout + d * width + lane), delta);
+    delta.store_aligned(at.delta + lane);
+  }
+  std::fill_n(at.lse, width, std::numeric_limits<T>::infinity());
+  std::fill_n(at.rest, width, T(0));
+  for (index_t lane = 0; lane < rows.size(); ++lane) {
     at.lse[lane] = saved.lse(where.batch, where.head, first + lane);
+    if (saved.dlse.data() != nullptr)
+      at.delta[lane] -= saved.dlse(where.batch, where.head, first + lane);
   }
 }
 

@@ -19,6 +19,7 @@ namespace heed {
 template <class T>
 struct row_summary {
   T lse;
+  T lse_rest;  ///< what rounding took from lse
   T row_max;
   T mean_score;  ///< sum_j a_ij s_ij
 };

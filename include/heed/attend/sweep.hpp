@@ -58,10 +58,14 @@ class sweep_worker {
 
  private:
   void load_lse(place const& where) {
-    std::fill_n(at_.lse, at_.queries.registers * lanes, std::numeric_limits<T>::infinity());
-    for (index_t lane = 0; lane < at_.queries.count(); ++lane)
-      at_.lse[lane] =
-          saved_.lse(where.batch, where.head, where.first_row + at_.queries.rows.first + lane);
+    index_t const width = at_.queries.registers * lanes;
+    std::fill_n(at_.lse, width, std::numeric_limits<T>::infinity());
+    std::fill_n(at_.rest, width, T(0));
+    for (index_t lane = 0; lane < at_.queries.count(); ++lane) {
+      index_t const row = where.first_row + at_.queries.rows.first + lane;
+      at_.lse[lane] = saved_.lse(where.batch, where.head, row);
+      at_.rest[lane] = saved_.rest(where.batch, where.head, row);
+    }
   }
 
   template <int Registers, class Visit>
@@ -97,7 +101,8 @@ class sweep_worker {
       tile.finish(k, score);
       if constexpr (Gradients && factored) tile.factors(k, factor);
       for (int r = 0; r < Registers; ++r) {
-        weight[r] = bound.normaliser.weight(score[r], batch::load_aligned(at_.lse + r * lanes));
+        weight[r] = bound.normaliser.weight(score[r], batch::load_aligned(at_.lse + r * lanes),
+                                            batch::load_aligned(at_.rest + r * lanes));
         weight[r] = xsimd::select(score[r] == hidden, batch(T(0)), weight[r]);
         if constexpr (Gradients) {
           batch dweight = batch::load_aligned(dweights_ + k * width + r * lanes);
@@ -256,8 +261,9 @@ void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p,
         if (observer.weights.data() == nullptr) return;
         constexpr double unit = decltype(whole.at(place{}).normaliser)::score_unit;
         for (index_t lane = 0; lane < rows.size(); ++lane) {
-          double const lse = static_cast<double>(
-              saved.lse(where.batch, where.head, where.first_row + rows.first + lane));
+          index_t const row = where.first_row + rows.first + lane;
+          double const lse = static_cast<double>(saved.lse(where.batch, where.head, row)) +
+                             static_cast<double>(saved.rest(where.batch, where.head, row));
           for (index_t i = 0; i < most; ++i)
             if (best[lane * most + i] > lowest)
               set_weight(lane, i,

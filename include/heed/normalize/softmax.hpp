@@ -11,39 +11,38 @@
 
 /// Normalisers: how the scores of a row become weights.
 ///
-/// A normaliser says how the running state of a row moves; a SIMD lane is a row. Registers are
-/// `Batch`:
+/// A normaliser says how the running state of a row moves; a SIMD lane is a row:
 ///
 ///     static constexpr double score_unit;   // scores arrive multiplied by this
 ///     static constexpr key_order order;     // in which order a row must meet its keys
 ///     template <class Batch> struct state;  // default constructed: a row that has met no key
 ///
-///     Batch admit(state&, Batch top) const;     // before a block of keys whose largest score is
-///     `top`:
-///                                               // the factor for the values accumulated so far
-///     Batch weigh(state&, Batch score) const;   // the weight of the next key, not yet normalised
-///     finished_row<Batch> finish(state const&) const;
-///     std::pair<Batch, Batch> join(state&, state const& other) const;  // the union of two
-///     disjoint key sets,
-///                                               // `other` later in `order`: the factors for the
-///                                               values of both
+///     // Before a block of keys whose largest score is `top`: the factor for the values so far.
+///     Batch admit(state<Batch>&, Batch top) const;
+///     // The weight of the next key, not yet normalised.
+///     Batch weigh(state<Batch>&, Batch score) const;
+///     finished_row<Batch> finish(state<Batch> const&) const;
+///     // The union of two disjoint key sets, `other` later in `order`: the factors for the values of both.
+///     std::pair<Batch, Batch> join(state<Batch>&, state<Batch> const& other) const;
 ///
-/// and for the backward pass, from the lse that finish() returned,
+/// and for the backward pass, from what finish() returned (rest is 0 where only lse was saved),
 ///
-///     Batch weight(Batch score, Batch lse) const;   // the normalised weight
-///     scores Batch score_gradient(Batch score, Batch weight, Batch dweight, Batch delta) const;
-///                                                   // delta_i = dout_i . out_i - dlse_i
+///     // The normalised weight.
+///     Batch weight(Batch score, Batch lse, Batch rest) const;
+///     // d loss / d score, with delta_i = dout_i . out_i - dlse_i.
+///     Batch score_gradient(Batch score, Batch weight, Batch dweight, Batch delta) const;
 namespace heed {
 
 /// The order in which a normaliser must meet the keys of a row.
 enum class key_order { any, oldest_first, newest_first };
 
-/// A finished row: its values are the accumulated ones times `factor`; `lse` is what backward
-/// needs.
+/// A finished row: its values are the accumulated ones times `factor`; `lse` is what backward needs, and
+/// `rest` what rounding took from it.
 template <class Batch>
 struct finished_row {
   Batch factor;
   Batch lse;
+  Batch rest = Batch(typename Batch::value_type(0));
 };
 
 template <class N>
@@ -107,17 +106,26 @@ struct softmax {
   template <class Batch>
   static finished_row<Batch> finish(state<Batch> const& row) {
     using T = typename Batch::value_type;
-    Batch const factor =
-        xsimd::select(row.total == Batch(T(0)), Batch(T(0)), Batch(T(1)) / row.total);
-    return {factor, xsimd::fma(row.reference, Batch(T(1 / log2_e)), xsimd::log(row.total))};
+    auto const empty = row.total == Batch(T(0));
+    Batch const factor = xsimd::select(empty, Batch(T(0)), Batch(T(1)) / row.total);
+    // lse = reference ln 2 + log total, in two parts that together know it better than one.
+    Batch const log_total =
+        xsimd::fma(row.reference, Batch(constants<T>::ln_2_rest), xsimd::log(row.total));
+    Batch const lse = xsimd::fma(row.reference, Batch(constants<T>::ln_2), log_total);
+    Batch const rest = xsimd::fma(row.reference, Batch(constants<T>::ln_2), -lse) + log_total;
+    return {factor, lse, xsimd::select(empty, Batch(T(0)), rest)};
   }
 
   template <class Batch>
-  static Batch weight(Batch score, Batch lse) {
+  static Batch weight(Batch score, Batch lse, Batch rest) {
     using T = typename Batch::value_type;
     constexpr T infinity = std::numeric_limits<T>::infinity();
-    Batch const reference = xsimd::select(lse == Batch(-infinity), Batch(infinity), lse);
-    return simd::exp2(xsimd::fnma(reference, Batch(T(log2_e)), score));
+    // A row that met no key has weights of 0.
+    Batch const above = xsimd::select(lse == Batch(-infinity), Batch(infinity), lse);
+    Batch const exponent = xsimd::fnma(above, Batch(constants<T>::log2_e), score);
+    Batch const correction =
+        xsimd::fma(above, Batch(constants<T>::log2_e_rest), rest * Batch(constants<T>::log2_e));
+    return simd::exp2(exponent - correction);
   }
 
   template <class Batch>
@@ -126,6 +134,19 @@ struct softmax {
   }
 
  private:
+  // Numbers that T rounds, with what the rounding took.
+  template <class T>
+  struct constants {
+    static constexpr bool single = std::same_as<T, float>;
+    static constexpr double ln_2_exact = 0.69314718055994530942;
+    static constexpr T log2_e = static_cast<T>(softmax::log2_e);
+    static constexpr T log2_e_rest = static_cast<T>(
+        single ? softmax::log2_e - double(float(softmax::log2_e)) : 2.0355273740931033e-17);
+    static constexpr T ln_2 = static_cast<T>(ln_2_exact);
+    static constexpr T ln_2_rest =
+        static_cast<T>(single ? ln_2_exact - double(float(ln_2_exact)) : 2.3190468138462996e-17);
+  };
+
   // Keeps -infinity - (-infinity) from becoming NaN in a row that has met no key.
   template <class Batch>
   static Batch finite(Batch reference) {
