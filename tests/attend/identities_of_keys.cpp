@@ -119,7 +119,7 @@ TEST_CASE("identity: a predicate, a bool tensor and -infinity hide the same pair
     heed::sliding_window const window{.left = 13, .right = 2};
     auto mask = blank<bool, 4>({1, 1, N, M});
     auto added = blank<float, 4>({1, 1, N, M});
-    auto const kept = [&](auto const& at) { return window.keep(at[2] + M - N, at[3]); };
+    auto const kept = [&, off = M - N](auto const& at) { return window.keep(at[2] + off, at[3]); };
     mask.fill(kept);
     added.fill(
         [&](auto const& at) { return kept(at) ? 0.f : -std::numeric_limits<float>::infinity(); });
