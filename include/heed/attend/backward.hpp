@@ -239,11 +239,12 @@ class backward_worker {
                      index_t count) {
     constexpr index_t width = lanes * Registers;
     constexpr bool factored = std::tuple_size_v < decltype(Bound::factors) >> 0;
-    batch lse[Registers], delta[Registers];
+    batch lse[Registers], delta[Registers], dlse[Registers];
 #pragma GCC unroll 4
     for (int r = 0; r < Registers; ++r) {
       lse[r] = batch::load_aligned(at.lse + r * lanes);
       delta[r] = batch::load_aligned(at.delta + r * lanes);
+      dlse[r] = batch::load_aligned(at.dlse + r * lanes);
     }
     for (index_t k = 0; k < count; ++k) {
       batch score[Registers], slope[Registers];
@@ -257,7 +258,8 @@ class backward_worker {
         batch dweight = batch::load_aligned(dscore_place);
         if constexpr (factored) dweight *= factor[r];
         batch weight = bound_.normaliser.weight(score[r], lse[r], batch(T(0)));
-        batch dscore = bound_.normaliser.score_gradient(score[r], weight, dweight, delta[r]);
+        batch dscore =
+            bound_.normaliser.score_gradient(score[r], weight, dweight, delta[r], dlse[r]);
         if constexpr (std::tuple_size_v < decltype(Bound::modifiers) >> 0) dscore *= slope[r];
         if constexpr (Hidden) {
           auto const is_hidden = score[r] == batch(-std::numeric_limits<T>::infinity());

@@ -54,14 +54,16 @@ struct gradient_panel : query_panel<T> {
   T* dout;   // [value_dim][lane]
   T* lse;    // [lane]
   T* rest;   // [lane], of lse
-  T* delta;  // [lane], dout.out - dlse
+  T* delta;  // [lane], dout.out
+  T* dlse;   // [lane]
 
   gradient_panel(arena& memory, problem<T> const& p, index_t width)
       : query_panel<T>(memory, p.dim, width),
         dout(memory.take<T>(p.value_dim * width)),
         lse(memory.take<T>(width)),
         rest(memory.take<T>(width)),
-        delta(memory.take<T>(width)) {}
+        delta(memory.take<T>(width)),
+        dlse(memory.take<T>(width)) {}
 };
 
 /// Opens panel `number` of a place. `scratch` holds the rows of two panels.
@@ -87,10 +89,11 @@ void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, plac
   }
   std::fill_n(at.lse, width, std::numeric_limits<T>::infinity());
   std::fill_n(at.rest, width, T(0));
+  std::fill_n(at.dlse, width, T(0));
   for (index_t lane = 0; lane < rows.size(); ++lane) {
     at.lse[lane] = saved.lse(where.batch, where.head, first + lane);
     if (saved.dlse.data() != nullptr)
-      at.delta[lane] -= saved.dlse(where.batch, where.head, first + lane);
+      at.dlse[lane] = saved.dlse(where.batch, where.head, first + lane);
   }
 }
 

@@ -108,7 +108,8 @@ class sweep_worker {
           batch dweight = batch::load_aligned(dweights_ + k * width + r * lanes);
           if constexpr (factored) dweight *= factor[r];
           dscore[r] = bound.normaliser.score_gradient(score[r], weight[r], dweight,
-                                                      batch::load_aligned(at_.delta + r * lanes));
+                                                      batch::load_aligned(at_.delta + r * lanes),
+                                                      batch::load_aligned(at_.dlse + r * lanes));
           dscore[r] = xsimd::select(score[r] == hidden, batch(T(0)), dscore[r]);
         }
       }

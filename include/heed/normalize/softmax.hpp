@@ -29,8 +29,8 @@
 ///
 ///     // The normalised weight.
 ///     Batch weight(Batch score, Batch lse, Batch rest) const;
-///     // d loss / d score, with delta_i = dout_i . out_i - dlse_i.
-///     Batch score_gradient(Batch score, Batch weight, Batch dweight, Batch delta) const;
+///     // d loss / d score, with delta_i = dout_i . out_i and dlse_i = d loss / d lse_i.
+///     Batch score_gradient(Batch score, Batch weight, Batch dweight, Batch delta, Batch dlse) const;
 namespace heed {
 
 /// The order in which a normaliser must meet the keys of a row.
@@ -113,7 +113,8 @@ struct softmax {
         xsimd::fma(row.reference, Batch(constants<T>::ln_2_rest), xsimd::log(row.total));
     Batch const lse = xsimd::fma(row.reference, Batch(constants<T>::ln_2), log_total);
     Batch const rest = xsimd::fma(row.reference, Batch(constants<T>::ln_2), -lse) + log_total;
-    return {factor, lse, xsimd::select(empty, Batch(T(0)), rest)};
+    Batch const lowest(-std::numeric_limits<T>::infinity());
+    return {factor, xsimd::select(empty, lowest, lse), xsimd::select(empty, Batch(T(0)), rest)};
   }
 
   template <class Batch>
@@ -129,8 +130,8 @@ struct softmax {
   }
 
   template <class Batch>
-  static Batch score_gradient(Batch, Batch weight, Batch dweight, Batch delta) {
-    return weight * (dweight - delta);
+  static Batch score_gradient(Batch, Batch weight, Batch dweight, Batch delta, Batch dlse) {
+    return weight * (dweight - delta + dlse);
   }
 
  private:
