@@ -440,8 +440,9 @@ void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> v
     arena lse_place(lse_memory.reserve(static_cast<std::size_t>(2 * arena::bytes<T>(rows))));
     precise_lse_into<T> const lse{tensor_view<T, 3>(lse_place.take<T>(rows), shape),
                                   tensor_view<T, 3>(lse_place.take<T>(rows), shape)};
-    forward_pass<Arch, K, V>(p, whole, std::tuple_cat(observers, std::tuple(lse)), run_on, memory,
-                             sink<T>(out));
+    // Panels only: the sweep makes scores as they do, to the bit, and decoding does not.
+    panel_pass<Arch>(p, whole, std::tuple_cat(observers, std::tuple(lse)), run_on, memory,
+                     sink<T>(out), 1);
     saved_result<T> const saved{{}, {}, lse.out, {}, lse.rest};
     std::apply(
         [&](auto const&... sweep) {

@@ -274,6 +274,29 @@ void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p,
       });
 }
 
+/// Adds to numbers in memory; what goes to the same one in a row is summed in double first.
+template <class T>
+class running_sum {
+ public:
+  ~running_sum() { flush(); }
+  void add(T& to, double number) {
+    if (&to != to_) {
+      flush();
+      to_ = &to;
+    }
+    sum_ += number;
+  }
+
+ private:
+  void flush() {
+    if (to_ != nullptr) *to_ += static_cast<T>(sum_);
+    sum_ = 0;
+  }
+
+  T* to_ = nullptr;
+  double sum_ = 0;
+};
+
 /// The gradient of modifier number `Which` of the sentence, if it asks for one.
 template <std::size_t Which, class Arch, class T, class Sentence, class Executor>
 void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Sentence const& whole,
@@ -355,13 +378,14 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
                                         : interval{0, where.keys};
               if (keys.empty()) continue;
               auto const bound = whole.at(where);
+              running_sum<std::remove_cvref_t<decltype(target(b, h, b, h))>> sum;
               for (index_t number = 0; number < panelling<T, Arch>::count(where.rows); ++number)
                 each_pair(sweep, where, bound, number, keys,
                           [&](index_t lane, index_t key, T gradient, T, T) {
                             index_t const row = where.first_row + sweep.queries().rows.first + lane;
-                            auto& sum = target(b, h, target.extent(2) > 1 ? row : 0,
-                                               by_key ? where.first_key + key : 0);
-                            sum += static_cast<std::remove_reference_t<decltype(sum)>>(gradient);
+                            sum.add(target(b, h, target.extent(2) > 1 ? row : 0,
+                                           by_key ? where.first_key + key : 0),
+                                    static_cast<double>(gradient));
                           });
             }
         });

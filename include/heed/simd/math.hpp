@@ -104,9 +104,9 @@ Batch tanh(Batch const& x) {
   Batch const square = x * x;
   Batch near;
   if constexpr (std::same_as<T, float>) {
-    constexpr float odd[] = {0.99999989313216315494f, -0.3333195425108646997f,
-                             0.13304526003742696397f, -0.051821866778678518743f,
-                             0.015050945143088039458f};
+    constexpr float odd[] = {0.99999999607531181374f,  -0.33333260526917082914f,
+                             0.13331127535998427903f,  -0.053721068021394893403f,
+                             0.020590988414008865564f, -0.0056599891641491594043f};
     near = x * polynomial(square, odd);
   } else {
     constexpr double odd[] = {
