@@ -154,9 +154,9 @@ TEST_CASE("memory: scratch does not grow with the length", "[attend][memory]") {
   };
   auto const forward = [](work& calls, heed::scratch const& own) { calls.forward(own); };
   std::size_t const large =
-      scratch_of(3000, 600, forward);  // enough rows for the largest pieces of work
-  CHECK(scratch_of(3000, 6000, forward) == large);
-  CHECK(scratch_of(12000, 600, forward) == large);
+      scratch_of(12000, 300, forward);  // enough rows for the largest pieces of work
+  CHECK(scratch_of(12000, 1200, forward) == large);
+  CHECK(scratch_of(40000, 300, forward) == large);
   // Backward keeps a few numbers a row and sums that are as large as the gradients, never rows
   // times keys.
   auto const backward = [](work& calls, heed::scratch const& own) {

@@ -82,15 +82,22 @@ TEST_CASE("softmax state: blocks, joins and the definition agree", "[normalize][
   });
 }
 
-TEST_CASE("softmax state: rescaling rounds nothing", "[normalize][quick]") {
-  // The same keys in one block, or with the largest met last: powers of two apart, so the same
-  // bits.
+TEST_CASE("softmax state: what needs no rescaling is not rounded", "[normalize][quick]") {
+  // The reference stays while scores exceed it by little, so that blocks and one block agree to the
+  // bit, and it moves before weights grow large.
   for (double first : {0.3, -700.5, 12.25}) {
     row together, apart;
     together.meet({{first, 1}, {first + 5, 1}});
-    apart.meet({{first, 1}});
     apart.meet({{first + 5, 1}});
+    apart.meet({{first, 1}});
     CHECK(together.finish() == apart.finish());
+
+    heed::softmax::state<batch> state;
+    heed::softmax::admit(state, batch(first));
+    CHECK(heed::softmax::weigh(state, batch(first)).get(0) == 1);
+    CHECK(heed::softmax::admit(state, batch(first + 7)).get(0) == 1);
+    CHECK(heed::softmax::admit(state, batch(first + 9)).get(0) < 1);
+    CHECK(heed::softmax::weigh(state, batch(first + 9)).get(0) == 1);
   }
 }
 

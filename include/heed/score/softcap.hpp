@@ -19,7 +19,8 @@ struct softcap {
   }
   template <class Batch>
   Batch slope(Batch, Batch capped) const {
-    Batch const level = capped * Batch(typename Batch::value_type(1 / cap));
+    // Not times 1 / cap, which is not 1 where the cap is reached.
+    Batch const level = capped / Batch(typename Batch::value_type(cap));
     return xsimd::fnma(level, level, Batch(1));
   }
   bool wants_gradient() const { return gradient != nullptr; }
