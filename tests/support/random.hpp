@@ -44,12 +44,17 @@ class random {
 };
 
 /// Runs `body(seed)` for `cases` seeds that belong to `name`. The body returns what it complains
-/// about, or nothing.
+/// about, or nothing. Up to `waived` complaints are shown and let pass; the caller says why.
 template <class Body>
-void for_each_seed(std::string_view name, int cases, Body body) {
+void for_each_seed(std::string_view name, int cases, Body body, int waived = 0) {
   auto run = [&](seed_t seed) {
     INFO("HEED_TEST_SEED=" << seed << " replays this case of " << name);
     std::string const complaint = body(seed);
+    if (!complaint.empty() && waived > 0) {
+      --waived;
+      WARN("waived: " << complaint);
+      return true;
+    }
     CHECK(complaint == "");
     return complaint.empty();
   };
