@@ -95,8 +95,8 @@ workspace& scratch_of(I const&... ingredients) {
   return one_of<detail::is_scratch>(scratch{thread_workspace()}, ingredients...).memory;
 }
 
-/// What decides the numbers of a call: patterns, modifiers, factors and the normaliser. `at` binds
-/// it to a place.
+/// What decides the numbers of a call: patterns, modifiers, factors and the normaliser. `at` binds it to a
+/// place.
 template <class Pattern, class Modifiers, class Factors, class Normaliser>
 struct sentence {
   Pattern pattern;

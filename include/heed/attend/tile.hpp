@@ -6,15 +6,12 @@
 
 #include <array>
 
-/// One tile of scores: a panel of queries in the lanes of registers against a block of keys, a key
-/// a row.
+/// One tile of scores: a panel of queries in the lanes of registers against a block of keys, a key a row.
 ///
-/// Everything that reads scores (forward, backward, sweeps) makes them here, so that they agree to
-/// the bit.
+/// Everything that reads scores (forward, backward, sweeps) makes them here, so that they agree to the bit.
 namespace heed::attend {
 
-/// Keys in a tile. Larger tiles amortise the accumulators' traffic, smaller ones stay in the first
-/// cache.
+/// Keys in a tile. Larger tiles amortise the accumulators' traffic, smaller ones stay in the first cache.
 inline constexpr index_t keys_per_tile = 128;
 
 /// A panel: consecutive query rows of one head, one a lane.
@@ -104,8 +101,8 @@ void store_columns(T* columns, index_t lanes, T const* factor, sink<T> const& to
   }
 }
 
-/// The scores of a panel against some keys: everything that turns the raw products into what the
-/// normaliser sees.
+/// The scores of a panel against some keys: everything that turns the raw products into what the normaliser
+/// sees.
 template <int Registers, class Arch, class T, class Bound>
 struct score_tile {
   using batch = xsimd::batch<T, Arch>;
@@ -114,8 +111,7 @@ struct score_tile {
   static constexpr std::size_t modifiers = std::tuple_size_v<decltype(Bound::modifiers)>;
   static constexpr T unit = static_cast<T>(decltype(Bound::normaliser)::score_unit);
 
-  /// The factor that load_columns gives the queries: without modifiers the normaliser's unit is
-  /// folded in.
+  /// The factor that load_columns gives the queries: without modifiers the normaliser's unit is folded in.
   static constexpr T query_unit = modifiers == 0 ? unit : T(1);
 
   Bound const& bound;
@@ -141,8 +137,8 @@ struct score_tile {
     std::apply([&](auto const&... modifier) { (fill(modifier), ...); }, bound.modifiers);
   }
 
-  /// Applies modifiers and pattern to the scores of key row `k`, in registers. With `slopes`, also
-  /// gives d score / d raw product.
+  /// Applies modifiers and pattern to the scores of key row `k`, in registers. With `slopes`, also gives
+  /// d score / d raw product.
   template <bool Slopes = false>
   void finish(index_t k, batch (&score)[Registers], batch (*slopes)[Registers] = nullptr) const {
 #pragma GCC unroll 4
@@ -163,8 +159,7 @@ struct score_tile {
     if (masked.first <= k && k < masked.last) hide(k, score);
   }
 
-  /// What modifier number `Which` does in key row `k`: the scores before and after it, and d score
-  /// / d after.
+  /// What modifier number `Which` does in key row `k`: the scores before and after it, and d score / d after.
   template <std::size_t Which>
   void trace(index_t k, batch (&before)[Registers], batch (&after)[Registers],
              batch (&later)[Registers]) const {
@@ -263,8 +258,7 @@ constexpr bool hides(Bound const&, bool partial) {
   return partial || readers_of<Bound> > 0;
 }
 
-/// The rows of a tile of `keys` that some of the queries do not meet, counted from its first; none
-/// if all are met.
+/// The rows of a tile of `keys` that some of the queries do not meet, counted from its first; none if all are met.
 template <class Pattern>
 interval masked_rows(Pattern const& pattern, interval queries, interval keys) {
   constexpr index_t step = 16;
@@ -312,8 +306,8 @@ bool all_finite(row_block<T> block, index_t rows, index_t columns) {
   return xsimd::all(sum == batch(T(0))) && rest == T(0);
 }
 
-/// to[c][lane] += sum_k rows(k, c) * weights[k][lane], leaving out the pairs whose mark is -0: the
-/// same as simd::multiply, and safe where hidden rows hold NaN or infinity.
+/// to[c][lane] += sum_k rows(k, c) * weights[k][lane], leaving out the pairs whose mark is -0: the same as
+/// simd::multiply, and safe where hidden rows hold NaN or infinity.
 template <int Registers, class Arch, class T>
 void multiply_visible(index_t columns, index_t depth, row_block<T> rows, T const* weights,
                       T const* marks, T* to, index_t width) {

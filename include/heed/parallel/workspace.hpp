@@ -46,8 +46,7 @@ struct scratch {
   workspace& memory;
 };
 
-/// Hands out aligned pieces of a block of memory; measures how large the block must be when it has
-/// none.
+/// Hands out aligned pieces of a block of memory; measures how large the block must be when it has none.
 class arena {
  public:
   arena() = default;

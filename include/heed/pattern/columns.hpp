@@ -24,9 +24,8 @@ struct first_keys {
   }
 };
 
-/// Padding: in sequence b only the first lengths[b] keys exist. Positions stay those of the padded
-/// rows. One length for each sequence (each batch entry, unless documents pack several), each in
-/// [0, keys].
+/// Padding: in sequence b only the first lengths[b] keys exist. Positions stay those of the padded rows.
+/// One length for each sequence (each batch entry, unless documents pack several), each in [0, keys].
 struct key_lengths {
   std::span<index_t const> lengths;
 

@@ -21,9 +21,8 @@ constexpr interval intersect(interval a, interval b) {
   return {std::max(a.first, b.first), std::min(a.last, b.last)};
 }
 
-/// A few sorted, disjoint, non-touching intervals. Where more than `capacity` would be needed, the
-/// two with the smallest gap between them are joined: the set may grow by that, and never loses a
-/// member.
+/// A few sorted, disjoint, non-touching intervals. Where more than `capacity` would be needed, the two
+/// with the smallest gap between them are joined: the set may grow by that, and never loses a member.
 class interval_set {
  public:
   static constexpr int capacity = 8;

@@ -7,26 +7,20 @@
 
 /// Patterns: which pairs of a query and a key meet.
 ///
-/// A pattern is a function of positions. A key's position is its row; a query's position p says
-/// where among the keys the query stands, by default row + (keys - queries), so that the last query
-/// stands at the last key. All a pattern must have is
+/// A pattern is a function of positions. A key's position is its row; a query's position p says where
+/// among the keys the query stands, by default row + (keys - queries), so that the last query stands at
+/// the last key. All a pattern must have is
 ///
 ///     bool keep(heed::index_t query, heed::index_t key) const;
 ///
 /// and three things make it fast, each optional:
 ///
-///     auto keep(batch queries, batch keys) const;        // the same for a SIMD register of
-///     positions,
-///                                                        // returning its batch_bool: a template
-///                                                        that only
-///                                                        // compares, adds and combines with & and
-///                                                        |
-///     interval_set keys(interval queries, index_t) const;  // which of the `index_t` keys the
-///     query positions
-///                                                        // may meet: a superset is right, only
-///                                                        slower
-///     coverage cover(interval queries, interval keys) const;  // of a whole tile; `some` is always
-///     right
+///     auto keep(batch queries, batch keys) const;        // the same for a SIMD register of positions,
+///                                                        // returning its batch_bool: a template that only
+///                                                        // compares, adds and combines with & and |
+///     interval_set keys(interval queries, index_t) const;  // which of the `index_t` keys the query positions
+///                                                        // may meet: a superset is right, only slower
+///     coverage cover(interval queries, interval keys) const;  // of a whole tile; `some` is always right
 ///
 /// A pattern whose parameters differ by batch, head or length is bound to its place first:
 ///

@@ -7,12 +7,11 @@
 namespace heed {
 
 /// Query row i stands at position i: the first query at the first key. Without it row i stands at
-/// i + (keys - rows), the last query at the last key. The two agree where there are as many rows as
-/// keys.
+/// i + (keys - rows), the last query at the last key. The two agree where there are as many rows as keys.
 struct top_left {};
 
-/// Query row i of sequence b stands at position rows(b, i): for queries that are a subset of the
-/// rows, in any order. rows: [sequence or 1, row], values in (-2^24, 2^24).
+/// Query row i of sequence b stands at position rows(b, i): for queries that are a subset of the rows, in any
+/// order. rows: [sequence or 1, row], values in (-2^24, 2^24).
 struct query_positions {
   tensor_view<index_t const, 2> rows;
 
@@ -34,10 +33,10 @@ struct query_positions {
   }
 };
 
-/// Several sequences packed along the position axis of one batch entry: sequence g owns the query
-/// rows [queries[g], queries[g + 1]) and the key rows [keys[g], keys[g + 1]). Each is a problem of
-/// its own, and positions count from 0 in each. Both lists start at 0, do not decrease, are as long
-/// as each other and end at the number of rows and of keys.
+/// Several sequences packed along the position axis of one batch entry: sequence g owns the query rows
+/// [queries[g], queries[g + 1]) and the key rows [keys[g], keys[g + 1]). Each is a problem of its own, and
+/// positions count from 0 in each. Both lists start at 0, do not decrease, are as long as each other and
+/// end at the number of rows and of keys.
 struct documents {
   std::span<index_t const> queries;
   std::span<index_t const> keys;

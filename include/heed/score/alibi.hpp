@@ -39,8 +39,8 @@ struct alibi {
     for (index_t h = 0; h < heads; ++h) gradient(h) = static_cast<T>(sum_of_head[h]);
   }
 
-  /// The published slope of a head, with n the largest power of two that is <= heads: 2^(-8 (h + 1)
-  /// / n) for the first n heads, and for head n + t the odd step 2^(-4 (2 t + 1) / n).
+  /// The published slope of a head, with n the largest power of two that is <= heads: 2^(-8 (h + 1) / n)
+  /// for the first n heads, and for head n + t the odd step 2^(-4 (2 t + 1) / n).
   static T slope(index_t head, index_t heads) {
     auto const n = static_cast<index_t>(std::bit_floor(static_cast<std::size_t>(heads)));
     double const steps = head < n ? -8.0 * double(head + 1) : -4.0 * double(2 * (head - n) + 1);

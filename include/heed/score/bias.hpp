@@ -11,10 +11,8 @@ namespace heed {
 /// An additive bias from memory: s -> s + numbers(b, h, i, j).
 ///
 ///   numbers   [batch, head, row, key]; an extent of 1 is broadcast. Double, float, Eigen::half,
-///             Eigen::bfloat16, or bool, where true keeps the pair and false hides it, as -infinity
-///             does.
-///   gradient  shaped like `numbers`, in the type of the computation; attention_backward writes to
-///   it,
+///             Eigen::bfloat16, or bool, where true keeps the pair and false hides it, as -infinity does.
+///   gradient  shaped like `numbers`, in the type of the computation; attention_backward writes to it,
 ///             summed over the axes that were broadcast.
 ///
 /// Where documents pack several sequences, rows and keys are those of the packed tensors.

@@ -8,8 +8,8 @@
 
 /// Score modifiers: a score in, a score out.
 ///
-/// The order is fixed: product, scale, modifiers in the order they are given, pattern, normaliser.
-/// All a modifier must have is, for SIMD registers of scores and of positions,
+/// The order is fixed: product, scale, modifiers in the order they are given, pattern, normaliser. All a
+/// modifier must have is, for SIMD registers of scores and of positions,
 ///
 ///     template <class Batch> Batch apply(Batch score, Batch query, Batch key) const;
 ///
@@ -22,8 +22,7 @@
 ///     template <class Batch> Batch apply(Batch score, Batch number) const;
 ///     template <class T> void fill(pair_tile<T> const&) const;  // writes the numbers of a tile
 ///
-/// A modifier with one parameter, or one for each head, can have its gradient summed over the
-/// pairs:
+/// A modifier with one parameter, or one for each head, can have its gradient summed over the pairs:
 ///
 ///     double parameter_slope(double score, double modified, index_t query, index_t key) const;
 ///     bool wants_gradient() const;
@@ -33,12 +32,11 @@
 ///
 ///     template <class Batch> Batch factor(Batch query, Batch key) const;
 ///
-/// Where parameters differ by batch or head, `bind(place const&)` returns what applies there, as it
-/// does for patterns.
+/// Where parameters differ by batch or head, `bind(place const&)` returns what applies there, as it does
+/// for patterns.
 namespace heed {
 
-/// A block of one number for each pair of a row and a key; the caller owns the memory and its
-/// layout.
+/// A block of one number for each pair of a row and a key; the caller owns the memory and its layout.
 template <class T>
 struct pair_tile {
   T* data;

@@ -5,8 +5,7 @@
 
 #include <algorithm>
 
-/// Products for few queries, where keys are read once and in the order they lie: dimensions in
-/// lanes.
+/// Products for few queries, where keys are read once and in the order they lie: dimensions in lanes.
 namespace heed::simd {
 
 namespace detail {
@@ -33,9 +32,8 @@ void sum_lanes(xsimd::batch<T, Arch> const* rows, T* sums) {
 
 }  // namespace detail
 
-/// scores[q * score_stride + k] = query(q) . key(k) for `count` keys, stored in any element type.
-/// Rows are `depth` numbers long, a number of whole registers. While a row is read the one `ahead`
-/// elements on is asked for, if that is not 0.
+/// scores[q * score_stride + k] = query(q) . key(k) for `count` keys, stored in any element type. Rows are `depth` numbers
+/// long, a number of whole registers. While a row is read the one `ahead` elements on is asked for, if that is not 0.
 template <int Queries, class Arch, class T, class Stored>
 void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_t key_stride,
               index_t count, index_t depth, T* scores, index_t score_stride, index_t ahead = 0) {
@@ -89,8 +87,7 @@ void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_
   }
 }
 
-/// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned,
-/// `ahead` as in dot_rows.
+/// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned, `ahead` as in dot_rows.
 template <class Arch, class T, class Stored>
 void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, index_t count,
                        index_t columns, T* to, index_t ahead = 0) {

@@ -38,8 +38,7 @@ inline void multiply_tile(T const* const (&row)[Rows], index_t row_step, T const
 
 }  // namespace detail
 
-/// A matrix of scalars read where it lies: element (row, k) at data[row * row_stride + k *
-/// depth_stride].
+/// A matrix of scalars read where it lies: element (row, k) at data[row * row_stride + k * depth_stride].
 template <class T>
 struct scalar_rows {
   T const* data;
@@ -49,11 +48,9 @@ struct scalar_rows {
 
 /// The one product everything is made of, scalars times lanes:
 ///
-///   c[row][lane] (+)= sum_k a(row, k) * b[k][lane],   row < rows, k < depth, lane < Registers *
-///   lanes
+///   c[row][lane] (+)= sum_k a(row, k) * b[k][lane],   row < rows, k < depth, lane < Registers * lanes
 ///
-/// `a` is broadcast from where it lies, `b` may lie anywhere; `c` is aligned, its stride a number
-/// of whole registers.
+/// `a` is broadcast from where it lies, `b` may lie anywhere; `c` is aligned, its stride a number of whole registers.
 template <int Registers, bool Accumulate, class Arch, class T>
 void multiply(index_t rows, index_t depth, scalar_rows<T> a, T const* b, index_t b_stride, T* c,
               index_t c_stride) {

@@ -6,13 +6,13 @@ namespace heed::simd {
 
 namespace detail {
 
-// 128-bit registers where there are any: what interleaving means for wider ones differs between
-// versions of xsimd, and a transposition is bound by loads and stores anyway.
+// 128-bit registers where there are any: what interleaving means for wider ones differs between versions of
+// xsimd, and a transposition is bound by loads and stores anyway.
 template <class Arch>
 using transpose_arch = std::conditional_t<xsimd::sse2::supported(), xsimd::sse2, Arch>;
 
-/// Rounds of interleaving register i with register i + size/2 move the bits of a lane's number one
-/// place towards those of its register's; after log2(size) rounds they have changed places.
+/// Rounds of interleaving register i with register i + size/2 move the bits of a lane's number one place
+/// towards those of its register's; after log2(size) rounds they have changed places.
 template <class Batch>
 void transpose_square(Batch (&rows)[Batch::size]) {
   constexpr std::size_t size = Batch::size;

@@ -13,8 +13,8 @@ class error : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-/// Throws heed::error with the message that `describe()` builds unless `condition` holds. The
-/// message is built only when it is needed.
+/// Throws heed::error with the message that `describe()` builds unless `condition` holds. The message
+/// is built only when it is needed.
 template <class Describe>
 void require(bool condition, Describe&& describe) {
   if (!condition) [[unlikely]]

@@ -102,10 +102,9 @@ class source {
   /// Whether rows can be used where they lie.
   bool in_place() const { return in_place_; }
 
-  /// Rows [first, first + count) of one head: where they lie, or converted into `scratch`, which
-  /// has room for count * dim() numbers. Rows that are to be `reused` are gathered too, since the
-  /// usual strides between rows, powers of two, would have them evict each other from the
-  /// first-level cache.
+  /// Rows [first, first + count) of one head: where they lie, or converted into `scratch`, which has
+  /// room for count * dim() numbers. Rows that are to be `reused` are gathered too, since the usual strides
+  /// between rows, powers of two, would have them evict each other from the first-level cache.
   row_block<T> rows(index_t batch, index_t head, index_t first, index_t count, T* scratch,
                     bool reused = false) const {
     if (in_place_ && !(reused && strides_[1] != dim()))
@@ -114,8 +113,8 @@ class source {
     return {scratch, dim()};
   }
 
-  /// Rows [first, first + count) of one head, converted into `to`. Asks for the row `ahead` rows on
-  /// to be brought near while it reads a row.
+  /// Rows [first, first + count) of one head, converted into `to`. Asks for the row `ahead` rows on to be brought near
+  /// while it reads a row.
   void copy(index_t batch, index_t head, index_t first, index_t count, T* to, index_t to_stride,
             index_t ahead = 0) const {
     convert_(at(batch, first, head), strides_[1], strides_[3], count, dim(), to, to_stride, ahead);

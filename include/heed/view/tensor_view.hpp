@@ -16,8 +16,8 @@ using index_t = std::ptrdiff_t;
 /// A non-owning, strided view of a tensor: a pointer, `Rank` extents and `Rank` strides, counted in
 /// elements. Strides are free: zero broadcasts an axis, a negative one reverses it.
 ///
-/// Attention tensors have the axes [batch, position, head, dim] in that order whatever their layout
-/// in memory is; `bnhd` and `bhnd` build such views for the two usual layouts.
+/// Attention tensors have the axes [batch, position, head, dim] in that order whatever their layout in
+/// memory is; `bnhd` and `bhnd` build such views for the two usual layouts.
 template <class T, int Rank>
 class tensor_view {
  public:
