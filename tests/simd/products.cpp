@@ -1,0 +1,79 @@
+#include "support/catch.hpp"
+
+#include <heed/simd/dot.hpp>
+#include <heed/simd/multiply.hpp>
+#include <heed/simd/transpose.hpp>
+
+#include <vector>
+
+// Small whole numbers, so that every sum is exact in any order.
+
+namespace {
+
+using arch = xsimd::default_arch;
+using heed::index_t;
+using shape = heed::simd::tile_shape<float, arch>;
+using numbers = std::vector<float, xsimd::aligned_allocator<float, 64>>;
+
+numbers whole_numbers(index_t count, index_t period) {
+  numbers list(static_cast<std::size_t>(count));
+  for (index_t i = 0; i < count; ++i)
+    list[static_cast<std::size_t>(i)] = static_cast<float>(i * 7 % period - period / 2);
+  return list;
+}
+float at(numbers const& list, index_t i) {
+  return list[static_cast<std::size_t>(i)];
+}
+
+}  // namespace
+
+TEST_CASE("multiply: scalars times lanes, off every tile", "[simd][quick]") {
+  constexpr index_t width = 3 * shape::lanes;
+  for (index_t rows : {1, 5, 13}) {
+    index_t const depth = 9;
+    numbers const a = whole_numbers(rows * depth, 11), b = whole_numbers(depth * width, 5);
+    numbers c = whole_numbers((rows + 1) * width, 3);
+    numbers const before = c;
+    heed::simd::multiply<3, true, arch>(rows, depth,
+                                        heed::simd::scalar_rows<float>{a.data(), depth, 1},
+                                        b.data(), width, c.data(), width);
+    for (index_t r = 0; r <= rows; ++r)
+      for (index_t lane = 0; lane < width; ++lane) {
+        float sum = at(before, r * width + lane);
+        for (index_t k = 0; r < rows && k < depth; ++k)
+          sum += at(a, r * depth + k) * at(b, k * width + lane);
+        CHECK(at(c, r * width + lane) == sum);
+      }
+  }
+}
+
+TEST_CASE("transpose: both orders of walking, ragged ends", "[simd][quick]") {
+  for (index_t rows : {1, 4, 11})
+    for (index_t columns : {1, 8, 13}) {
+      numbers const from = whole_numbers(rows * columns, 101);
+      numbers to(static_cast<std::size_t>(rows * columns));
+      heed::simd::transpose<arch>(rows, columns, from.data(), columns, to.data(), rows);
+      for (index_t r = 0; r < rows; ++r)
+        for (index_t c = 0; c < columns; ++c)
+          CHECK(at(to, c * rows + r) == at(from, r * columns + c));
+    }
+}
+
+TEST_CASE("dot_rows and add_weighted_rows", "[simd][quick]") {
+  index_t const depth = 2 * shape::lanes, keys = shape::lanes + 3;
+  numbers const query = whole_numbers(depth, 9), rows = whole_numbers(keys * depth, 7);
+  numbers scores(static_cast<std::size_t>(keys)), sums(static_cast<std::size_t>(depth));
+  heed::simd::dot_rows<1, arch>(query.data(), depth, rows.data(), depth, keys, depth, scores.data(),
+                                keys);
+  heed::simd::add_weighted_rows<arch>(scores.data(), rows.data(), depth, keys, depth, sums.data());
+  for (index_t k = 0; k < keys; ++k) {
+    float sum = 0;
+    for (index_t d = 0; d < depth; ++d) sum += at(query, d) * at(rows, k * depth + d);
+    CHECK(at(scores, k) == sum);
+  }
+  for (index_t d = 0; d < depth; ++d) {
+    float sum = 0;
+    for (index_t k = 0; k < keys; ++k) sum += at(scores, k) * at(rows, k * depth + d);
+    CHECK(at(sums, d) == sum);
+  }
+}
