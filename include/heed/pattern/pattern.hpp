@@ -2,8 +2,12 @@
 
 #include <heed/pattern/interval.hpp>
 
+#include <xsimd/xsimd.hpp>
+
 #include <algorithm>
 #include <concepts>
+#include <cstdint>
+#include <span>
 
 /// Patterns: which pairs of a query and a key meet.
 ///
@@ -13,14 +17,29 @@
 ///
 ///     bool keep(heed::index_t query, heed::index_t key) const;
 ///
-/// and three things make it fast, each optional:
+/// and these make it fast, each optional:
 ///
-///     auto keep(batch queries, batch keys) const;        // the same for a SIMD register of positions,
-///                                                        // returning its batch_bool: a template that only
-///                                                        // compares, adds and combines with & and |
-///     interval_set keys(interval queries, index_t) const;  // which of the `index_t` keys the query positions
-///                                                        // may meet: a superset is right, only slower
-///     coverage cover(interval queries, interval keys) const;  // of a whole tile; `some` is always right
+///     // Which of the `count` keys the query positions may meet: a superset is right, only slower.
+///     interval_set keys(interval queries, index_t count) const;
+///     // Of a whole tile; `some` is always right.
+///     coverage cover(interval queries, interval keys) const;
+///     // Bit q of rows[k] says whether the query at queries[q], of at most 64, meets key keys.first + k.
+///     void mask(std::span<index_t const> queries, interval keys, std::uint64_t* rows) const;
+///     // keep() for SIMD registers of positions, returning a batch_bool: a template that compares, adds and
+///     // combines with & and |. Serves where there is no mask().
+///     auto keep(batch queries, batch keys) const;
+///
+/// A pattern whose keys lie scattered has instead of keys()
+///
+///     // The first run of keys at or after `from` that the query positions may meet, empty if there is none.
+///     interval next_keys(interval queries, index_t from, index_t count) const;
+///
+/// and the engine gathers these keys for each panel of some 24 queries.
+///
+/// A pattern that can tell the number of its pairs without visiting them does so, for queries of which
+/// the last stands at the last key:
+///
+///     index_t pairs(index_t rows, index_t keys) const;
 ///
 /// A pattern whose parameters differ by batch, head or length is bound to its place first:
 ///
@@ -97,16 +116,87 @@ constexpr coverage pattern_cover(P const& p, interval queries, interval keys) {
     return coverage::some;
 }
 
+/// Whether a pattern's keys lie scattered, so that they had better be gathered.
+template <bound_pattern P>
+constexpr bool is_scattered(P const& p) {
+  if constexpr (requires { p.scattered(); })
+    return p.scattered();
+  else
+    return requires {
+      p.next_keys(interval{}, index_t{}, index_t{});
+    };
+}
+
+/// The first run of keys in [from, count) that queries at the positions may meet, empty if there is none.
+template <bound_pattern P>
+constexpr interval next_run(P const& p, interval queries, index_t from, index_t count) {
+  if (from >= count || queries.empty()) return {};
+  if constexpr (requires { p.next_keys(queries, from, count); }) {
+    return p.next_keys(queries, from, count);
+  } else {
+    for (interval part : pattern_keys(p, queries, count))
+      if (part.last > from) return {std::max(part.first, from), part.last};
+    return {};
+  }
+}
+
+namespace detail {
+
+/// A mask from keep() of registers.
+template <class P>
+void lane_mask(P const& p, std::span<index_t const> queries, interval keys, std::uint64_t* rows) {
+  using batch = xsimd::batch<float>;
+  constexpr std::size_t lanes = batch::size;
+  alignas(64) float positions[64] = {}, bit[lanes], kept[lanes];
+  for (std::size_t q = 0; q < queries.size(); ++q) positions[q] = static_cast<float>(queries[q]);
+  for (std::size_t lane = 0; lane < lanes; ++lane)
+    bit[lane] = static_cast<float>(std::uint64_t{1} << lane);
+  for (index_t key = keys.first; key < keys.last; ++key) {
+    std::uint64_t bits = 0;
+    for (std::size_t q = 0; q < queries.size(); q += lanes) {
+      xsimd::select(p.keep(batch::load_aligned(positions + q), batch(static_cast<float>(key))),
+                    batch::load_aligned(bit), batch(0.0f))
+          .store_aligned(kept);
+      float sum = 0;  // of different powers of two below 2^24: exact
+      for (float each : kept) sum += each;
+      bits |= std::uint64_t{static_cast<std::uint32_t>(sum)} << q;
+    }
+    rows[key - keys.first] = bits;
+  }
+}
+
+}  // namespace detail
+
+/// Bit q of rows[k] says whether the query at queries[q], of at most 64, meets key keys.first + k.
+/// Bits beyond the queries mean nothing.
+template <bound_pattern P>
+constexpr void pattern_mask(P const& p, std::span<index_t const> queries, interval keys,
+                            std::uint64_t* rows) {
+  if constexpr (requires { p.mask(queries, keys, rows); }) {
+    p.mask(queries, keys, rows);
+  } else if constexpr (requires(xsimd::batch<float> x) { p.keep(x, x); }) {
+    detail::lane_mask(p, queries, keys, rows);
+  } else {
+    for (index_t key = keys.first; key < keys.last; ++key) {
+      std::uint64_t bits = 0;
+      for (std::size_t q = 0; q < queries.size(); ++q)
+        bits |= std::uint64_t{p.keep(queries[q], key)} << q;
+      rows[key - keys.first] = bits;
+    }
+  }
+}
+
 /// Every query meets every key.
 struct dense {
   static constexpr bool keep(index_t, index_t) { return true; }
   static constexpr interval_set keys(interval, index_t count) { return interval{0, count}; }
   static constexpr coverage cover(interval, interval) { return coverage::all; }
+  static constexpr index_t pairs(index_t rows, index_t keys) { return rows * keys; }
 };
 
 namespace detail {
 
-// Of two bool, or lane by lane.
+/// Of two bool, or lane by lane.
 template <class Kept>
 constexpr auto both(Kept const& a, Kept const& b) {
   if constexpr (std::same_as<Kept, bool>)
@@ -114,12 +204,20 @@ constexpr auto both(Kept const& a, Kept const& b) {
   else
     return a & b;
 }
-template <class Kept>
-constexpr auto either(Kept const& a, Kept const& b) {
-  if constexpr (std::same_as<Kept, bool>)
-    return a || b;
-  else
-    return a | b;
+
+/// rows[k] = combine(mask of a, mask of b).
+template <class A, class B, class Combine>
+constexpr void combine_masks(A const& a, B const& b, std::span<index_t const> queries,
+                             interval keys, std::uint64_t* rows, Combine combine) {
+  constexpr index_t step = 64;
+  std::uint64_t others[step] = {};
+  for (index_t first = keys.first; first < keys.last; first += step) {
+    interval const part{first, std::min(first + step, keys.last)};
+    std::uint64_t* const mine = rows + (first - keys.first);
+    pattern_mask(a, queries, part, mine);
+    pattern_mask(b, queries, part, others);
+    for (index_t k = 0; k < part.size(); ++k) mine[k] = combine(mine[k], others[k]);
+  }
 }
 
 }  // namespace detail
@@ -138,16 +236,29 @@ struct pattern_and {
     check_against(a, shape);
     check_against(b, shape);
   }
-  template <class I>
-  constexpr auto keep(I query, I key) const requires requires(A const& x, B const& y) {
-    detail::both(x.keep(query, key), y.keep(query, key));
+  constexpr bool keep(index_t query,
+                      index_t key) const requires bound_pattern<A> && bound_pattern<B> {
+    return a.keep(query, key) && b.keep(query, key);
   }
-  { return detail::both(a.keep(query, key), b.keep(query, key)); }
   constexpr interval_set keys(interval queries, index_t count) const {
     return pattern_keys(a, queries, count) & pattern_keys(b, queries, count);
   }
   constexpr coverage cover(interval queries, interval keys) const {
     return std::min(pattern_cover(a, queries, keys), pattern_cover(b, queries, keys));
+  }
+  constexpr void mask(std::span<index_t const> queries, interval keys, std::uint64_t* rows) const {
+    detail::combine_masks(a, b, queries, keys, rows, [](auto x, auto y) { return x & y; });
+  }
+  constexpr bool scattered() const { return is_scattered(a) || is_scattered(b); }
+  constexpr interval next_keys(interval queries, index_t from, index_t count) const {
+    for (;;) {
+      interval const x = next_run(a, queries, from, count);
+      if (x.empty()) return {};
+      interval const y = next_run(b, queries, x.first, count);
+      if (y.empty()) return {};
+      if (y.first < x.last) return intersect(x, y);
+      from = y.first;
+    }
   }
 };
 
@@ -165,16 +276,30 @@ struct pattern_or {
     check_against(a, shape);
     check_against(b, shape);
   }
-  template <class I>
-  constexpr auto keep(I query, I key) const requires requires(A const& x, B const& y) {
-    detail::either(x.keep(query, key), y.keep(query, key));
+  constexpr bool keep(index_t query,
+                      index_t key) const requires bound_pattern<A> && bound_pattern<B> {
+    return a.keep(query, key) || b.keep(query, key);
   }
-  { return detail::either(a.keep(query, key), b.keep(query, key)); }
   constexpr interval_set keys(interval queries, index_t count) const {
     return pattern_keys(a, queries, count) | pattern_keys(b, queries, count);
   }
   constexpr coverage cover(interval queries, interval keys) const {
     return std::max(pattern_cover(a, queries, keys), pattern_cover(b, queries, keys));
+  }
+  constexpr void mask(std::span<index_t const> queries, interval keys, std::uint64_t* rows) const {
+    detail::combine_masks(a, b, queries, keys, rows, [](auto x, auto y) { return x | y; });
+  }
+  constexpr bool scattered() const { return is_scattered(a) || is_scattered(b); }
+  constexpr interval next_keys(interval queries, index_t from, index_t count) const {
+    interval const x = next_run(a, queries, from, count), y = next_run(b, queries, from, count);
+    interval run = x.empty() || (!y.empty() && y.first < x.first) ? y : x;
+    for (bool grows = !run.empty(); grows;) {
+      index_t const end = run.last;
+      for (interval more : {next_run(a, queries, end, count), next_run(b, queries, end, count)})
+        if (more.first == end) run.last = std::max(run.last, more.last);
+      grows = run.last > end;
+    }
+    return run;
   }
 };
 
@@ -187,11 +312,13 @@ struct pattern_not {
     return pattern_not<decltype(bind_at(a, where))>{bind_at(a, where)};
   }
   void check(call_shape const& shape) const { check_against(a, shape); }
-  template <class I>
-  constexpr auto keep(I query, I key) const requires requires(A const& x) {
-    !x.keep(query, key);
+  constexpr bool keep(index_t query, index_t key) const requires bound_pattern<A> {
+    return !a.keep(query, key);
   }
-  { return !a.keep(query, key); }
+  constexpr void mask(std::span<index_t const> queries, interval keys, std::uint64_t* rows) const {
+    pattern_mask(a, queries, keys, rows);
+    for (index_t k = 0; k < keys.size(); ++k) rows[k] = ~rows[k];
+  }
   constexpr coverage cover(interval queries, interval keys) const {
     switch (pattern_cover(a, queries, keys)) {
       case coverage::none:
