@@ -1,6 +1,6 @@
 #pragma once
 
-#include <heed/pattern/interval.hpp>
+#include <heed/pattern/place.hpp>
 
 #include <xsimd/xsimd.hpp>
 
@@ -48,30 +48,6 @@ namespace heed {
 
 /// How a pattern covers a tile of pairs: no pair kept, some, all.
 enum class coverage { none, some, all };
-
-/// The shape of a call, for ingredients that check themselves against it before anything is
-/// written: those with `void check(call_shape const&) const`. `sequences` is `batches` unless
-/// several sequences are packed in one batch entry.
-struct call_shape {
-  index_t batches = 0;
-  index_t sequences = 0;
-  index_t heads = 0;
-  index_t rows = 0;
-  index_t keys = 0;
-};
-
-/// Where scores lie: a sequence, the batch entry that holds it, a query head, and the sequence's
-/// lengths. `first_row` and `first_key` are where it starts in its tensors, 0 unless sequences are
-/// packed.
-struct place {
-  index_t sequence = 0;
-  index_t batch = 0;
-  index_t head = 0;
-  index_t rows = 0;
-  index_t keys = 0;
-  index_t first_row = 0;
-  index_t first_key = 0;
-};
 
 /// An ingredient that has something to check does so.
 template <class Ingredient>
