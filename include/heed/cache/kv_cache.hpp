@@ -1,9 +1,6 @@
 #pragma once
 
-#include <heed/view/convert.hpp>
-#include <heed/view/element.hpp>
-
-#include <algorithm>
+#include <heed/view/copy.hpp>
 
 namespace heed {
 
@@ -34,8 +31,8 @@ class kv_cache {
     index_t const count = new_keys.extent(1);
     require_rows("keys", new_keys.extents(), keys_.extents(), count);
     require_rows("values", new_values.extents(), values_.extents(), count);
-    copy(new_keys, keys_.slice(1, length_, count));
-    copy(new_values, values_.slice(1, length_, count));
+    copy_elements(new_keys, keys_.slice(1, length_, count));
+    copy_elements(new_values, values_.slice(1, length_, count));
     length_ += count;
   }
 
@@ -76,21 +73,6 @@ class kv_cache {
       return std::to_string(count) + " positions appended to a cache that has room for " +
              std::to_string(capacity() - length_) + " more of its " + std::to_string(capacity());
     });
-  }
-
-  template <class From>
-  static void copy(tensor_view<From, 4> from, tensor_view<T, 4> to) {
-    bool const contiguous = from.stride(3) == 1 && to.stride(3) == 1;
-    index_t const dim = to.extent(3);
-    if (dim == 0) return;
-    for (index_t b = 0; b < to.extent(0); ++b)
-      for (index_t i = 0; i < to.extent(1); ++i)
-        for (index_t h = 0; h < to.extent(2); ++h)
-          if (contiguous)
-            std::transform(&from(b, i, h, 0), &from(b, i, h, 0) + dim, &to(b, i, h, 0),
-                           convert_element<T, std::remove_const_t<From>>);
-          else
-            for (index_t d = 0; d < dim; ++d) to(b, i, h, d) = convert_element<T>(from(b, i, h, d));
   }
 
   tensor_view<T, 4> keys_;
