@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/pattern/arithmetic.hpp>
 #include <heed/pattern/pattern.hpp>
 
 namespace heed {
@@ -35,6 +36,24 @@ struct sliding_window {
       return coverage::all;
     return coverage::some;
   }
+  constexpr void mask(std::span<index_t const> queries, interval keys, std::uint64_t* rows) const {
+    // The positions that meet a key are consecutive too.
+    index_t const before = right < 0 ? far : right, after = left < 0 ? far : left;
+    if (detail::consecutive(queries)) {
+      for (index_t key = keys.first; key < keys.last; ++key)
+        rows[key - keys.first] =
+            detail::bit_range(key - before - queries[0], key + after + 1 - queries[0]);
+    } else {
+      for (index_t key = keys.first; key < keys.last; ++key)
+        rows[key - keys.first] = detail::bits_of(
+            queries, [&](index_t p) { return p >= key - before && p <= key + after; });
+    }
+  }
+  constexpr index_t pairs(index_t rows, index_t count) const {
+    index_t const shift = count - rows;  // of the first query
+    return (right < 0 ? rows * count : detail::clamped_sum(shift + right + 1, rows, count)) -
+           (left < 0 ? 0 : detail::clamped_sum(shift - left, rows, count));
+  }
 
  private:
   // Beyond every distance between two positions, and exact in a float.
@@ -57,6 +76,12 @@ struct causal {
   }
   static constexpr coverage cover(interval queries, interval keys) {
     return sliding_window{unbounded, 0}.cover(queries, keys);
+  }
+  static constexpr void mask(std::span<index_t const> queries, interval keys, std::uint64_t* rows) {
+    sliding_window{unbounded, 0}.mask(queries, keys, rows);
+  }
+  static constexpr index_t pairs(index_t rows, index_t count) {
+    return sliding_window{unbounded, 0}.pairs(rows, count);
   }
 };
 

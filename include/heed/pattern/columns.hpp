@@ -22,6 +22,13 @@ struct first_keys {
     if (keys.first >= count) return coverage::none;
     return keys.last <= count ? coverage::all : coverage::some;
   }
+  constexpr void mask(std::span<index_t const>, interval keys, std::uint64_t* rows) const {
+    for (index_t key = keys.first; key < keys.last; ++key)
+      rows[key - keys.first] = keep(0, key) ? ~std::uint64_t{0} : 0;
+  }
+  constexpr index_t pairs(index_t rows, index_t available) const {
+    return rows * std::clamp<index_t>(count, 0, available);
+  }
 };
 
 /// Padding: in sequence b only the first lengths[b] keys exist. Positions stay those of the padded rows.
