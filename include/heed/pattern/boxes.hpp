@@ -1,0 +1,396 @@
+#pragma once
+
+#include <heed/pattern/grid.hpp>
+#include <heed/pattern/pattern.hpp>
+
+#include <array>
+#include <cstdint>
+#include <span>
+
+/// Queries in boxes: queries that stand together on a canvas look at nearly the same keys, so that a panel
+/// of them reads each key once.
+namespace heed {
+
+/// One axis of queries cut into boxes of `tile` coordinates. Boxes begin anew at each multiple of `period`,
+/// so that none holds queries of two periods; the last box of a period, and of the axis, may be smaller.
+class boxed_axis {
+ public:
+  constexpr boxed_axis() = default;
+  constexpr boxed_axis(index_t length, index_t tile, index_t period)
+      : length_(length), tile_(tile), period_(std::min(period, length)) {
+    per_period_ = (period_ + tile - 1) / tile;
+    boxes_ = length / period_ * per_period_ + (length % period_ + tile - 1) / tile;
+  }
+
+  constexpr index_t length() const { return length_; }
+  constexpr index_t tile() const { return tile_; }
+  constexpr index_t boxes() const { return boxes_; }
+
+  /// The coordinates of a box.
+  constexpr interval box(index_t number) const {
+    index_t const period = boxes_ == per_period_ ? 0 : number / per_period_;
+    index_t const first = period * period_ + (number - period * per_period_) * tile_;
+    return {first, std::min({first + tile_, (period + 1) * period_, length_})};
+  }
+
+ private:
+  index_t length_ = 1, tile_ = 1, period_ = 1, per_period_ = 1, boxes_ = 1;
+};
+
+/// An order of queries: box after box, row-major inside. Every box has as many slots as the tile, and those
+/// without a query, at ragged borders, are padding: they stand where the box's last query of that axis does, so
+/// that what a box meets is what its queries meet.
+template <std::size_t d>
+struct box_order {
+  std::array<boxed_axis, d> axes{};
+
+  constexpr grid_point<d> tile() const {
+    return each_axis([](boxed_axis const& axis) { return axis.tile(); });
+  }
+  constexpr grid_point<d> boxes() const {
+    return each_axis([](boxed_axis const& axis) { return axis.boxes(); });
+  }
+  constexpr index_t slots() const { return grid_size(boxes()) * grid_size(tile()); }
+
+  /// The place on the canvas of the query at a slot.
+  constexpr grid_point<d> place(index_t slot) const {
+    index_t const lanes = grid_size(tile());
+    grid_box<d> const around = box(slot / lanes);
+    grid_point<d> at = grid_place(tile(), slot % lanes);
+    for (std::size_t a = 0; a < d; ++a)
+      at[a] = std::min(around[a].first + at[a], around[a].last - 1);
+    return at;
+  }
+
+  /// The slots of padding from a slot to the next query of the box; 0 where a query stands.
+  constexpr index_t padding(index_t slot) const {
+    index_t const lanes = grid_size(tile());
+    grid_box<d> const around = box(slot / lanes);
+    index_t slots = 0;
+    for (index_t lane = slot % lanes; lane < lanes;) {
+      grid_point<d> const at = grid_place(tile(), lane);
+      std::size_t a = 0;
+      while (a < d && at[a] < around[a].size()) ++a;
+      if (a == d) break;
+      index_t inner = 1;
+      for (std::size_t b = a + 1; b < d; ++b) inner *= axes[b].tile();
+      index_t const end = (lane / (axes[a].tile() * inner) + 1) * axes[a].tile() * inner;
+      slots += end - lane;
+      lane = end;
+    }
+    return slots;
+  }
+
+  /// The coordinates of the queries of box `number`.
+  constexpr grid_box<d> box(index_t number) const {
+    grid_point<d> const at = grid_place(boxes(), number);
+    grid_box<d> around;
+    for (std::size_t a = 0; a < d; ++a) around[a] = axes[a].box(at[a]);
+    return around;
+  }
+
+  /// Calls f(box) for boxes of the canvas that together hold the queries at `slots`, which are not empty.
+  template <class F>
+  constexpr void each_box(interval slots, F f) const {
+    grid_point<d> const shape = tile();
+    index_t const lanes = grid_size(shape);
+    auto const within = [&](index_t number, interval lane) {
+      grid_box<d> const around = box(number);
+      each_grid_box(shape, lane, [&](grid_box<d> part) {
+        for (std::size_t a = 0; a < d; ++a) {
+          index_t const end = around[a].last;
+          part[a] = {std::min(around[a].first + part[a].first, end - 1),
+                     std::min(around[a].first + part[a].last, end)};
+        }
+        f(part);
+      });
+    };
+    index_t first = slots.first / lanes;
+    index_t const last = slots.last / lanes;
+    index_t const head = slots.first - first * lanes, tail = slots.last - last * lanes;
+    if (first == last) return within(first, {head, tail});
+    if (head > 0) within(first++, {head, lanes});
+    if (first < last)
+      each_grid_box(boxes(), {first, last}, [&](grid_box<d> part) {
+        for (std::size_t a = 0; a < d; ++a)
+          part[a] = {axes[a].box(part[a].first).first, axes[a].box(part[a].last - 1).last};
+        f(part);
+      });
+    if (tail > 0) within(last, {0, tail});
+  }
+
+ private:
+  template <class F>
+  constexpr grid_point<d> each_axis(F f) const {
+    grid_point<d> numbers;
+    for (std::size_t a = 0; a < d; ++a) numbers[a] = f(axes[a]);
+    return numbers;
+  }
+};
+
+/// A pair is kept if every axis keeps its coordinates. Queries stand in an order of boxes and keys row-major.
+///
+/// An Axis has `length` coordinates of keys; window_of(c), the interval of them that the query at c meets, whose ends
+/// do not decrease with c and leave no gap; and pairs().
+template <class Axis, std::size_t d>
+struct axis_product {
+  std::array<Axis, d> axes{};
+  box_order<d> queries{};
+
+  constexpr bool keep(index_t query, index_t key) const {
+    grid_point<d> const q = queries.place(inside(query)), k = grid_place(extents(), key);
+    bool kept = true;
+    for (std::size_t a = 0; a < d; ++a) {
+      interval const window = axes[a].window_of(q[a]);
+      kept &= window.first <= k[a] && k[a] < window.last;
+    }
+    return kept;
+  }
+
+  constexpr interval_set keys(interval slots, index_t count) const {
+    if (slots.empty()) return {};
+    grid_point<d> const shape = extents();
+    interval_set set;
+    queries.each_box(inside(slots), [&](grid_box<d> const& box) {
+      grid_point<d> first, last;
+      for (std::size_t a = 0; a < d; ++a) {
+        interval const met = met_by_some(a, box[a]);
+        first[a] = met.first;
+        last[a] = met.last - 1;
+      }
+      set.add({grid_index(shape, first), std::min(grid_index(shape, last) + 1, count)});
+    });
+    return set;
+  }
+
+  /// Exact.
+  constexpr coverage cover(interval slots, interval keys) const {
+    bool meets = false, fills = true;
+    queries.each_box(inside(slots), [&](grid_box<d> const& box) {
+      grid_box<d> some, all;
+      for (std::size_t a = 0; a < d; ++a) {
+        some[a] = met_by_some(a, box[a]);
+        all[a] = {axes[a].window_of(box[a].last - 1).first, axes[a].window_of(box[a].first).last};
+      }
+      each_grid_box(extents(), keys, [&](grid_box<d> const& part) {
+        bool touches = true;
+        for (std::size_t a = 0; a < d; ++a) {
+          touches &= !intersect(some[a], part[a]).empty();
+          fills &= all[a].first <= part[a].first && part[a].last <= all[a].last;
+        }
+        meets |= touches;
+      });
+    });
+    if (!meets) return coverage::none;
+    return fills ? coverage::all : coverage::some;
+  }
+
+  /// Exactly the keys that some of the queries meet.
+  constexpr interval next_keys(interval slots, index_t from, index_t count) const {
+    slots = inside(slots);
+    interval run = next_run_of_boxes(slots, from);
+    // Another box may go on where this run ends.
+    for (interval more = run; !more.empty() && run.last < count;) {
+      more = next_run_of_boxes(slots, run.last);
+      if (more.empty() || more.first > run.last) break;
+      run.last = more.last;
+    }
+    return intersect(run, {0, count});
+  }
+
+  void mask(std::span<index_t const> slots, interval keys, std::uint64_t* rows) const {
+    if (slots.empty()) return;
+    index_t const lanes = grid_size(queries.tile());
+    index_t const first = slots.front(), count = static_cast<index_t>(slots.size());
+    bool one_box = first >= 0 && first % lanes + count <= lanes && first < queries.slots();
+    for (std::size_t q = 1; q < slots.size(); ++q)
+      one_box &= slots[q] == first + static_cast<index_t>(q);
+    one_box ? mask_of_box(first, count, keys, rows) : mask_of_any(slots, keys, rows);
+  }
+
+  /// The number of pairs, of which padding has none.
+  constexpr index_t pairs() const {
+    index_t pairs = 1;
+    for (Axis const& axis : axes) pairs *= axis.pairs();
+    return pairs;
+  }
+
+ private:
+  /// Windows on one axis, and which queries have them.
+  struct shared_window {
+    interval window;
+    std::uint64_t queries;
+  };
+
+  constexpr grid_point<d> extents() const {
+    grid_point<d> extents;
+    for (std::size_t a = 0; a < d; ++a) extents[a] = axes[a].length;
+    return extents;
+  }
+
+  // Slots beyond the last stand where it does, and those before the first where that does.
+  constexpr index_t inside(index_t slot) const {
+    return std::clamp(slot, index_t{0}, queries.slots() - 1);
+  }
+  constexpr interval inside(interval slots) const {
+    return {inside(slots.first), inside(slots.last - 1) + 1};
+  }
+
+  constexpr interval met_by_some(std::size_t axis, interval coordinates) const {
+    return {axes[axis].window_of(coordinates.first).first,
+            axes[axis].window_of(coordinates.last - 1).last};
+  }
+
+  constexpr interval next_run_of_boxes(interval slots, index_t from) const {
+    grid_point<d> const shape = extents();
+    interval next{};
+    if (from >= grid_size(shape)) return next;
+    queries.each_box(slots, [&](grid_box<d> box) {
+      for (std::size_t a = 0; a < d; ++a) box[a] = met_by_some(a, box[a]);
+      interval const run = next_in_box(shape, box, from);
+      if (run.empty()) return;
+      if (next.empty() || run.first < next.first ||
+          (run.first == next.first && run.last > next.last))
+        next = run;
+    });
+    return next;
+  }
+
+  /// rows of the keys from the windows of each axis: windows[a][0, counts[a]).
+  template <class Windows>
+  void mask_of_windows(Windows const& windows, std::array<std::size_t, d> const& counts,
+                       interval keys, std::uint64_t* rows) const {
+    grid_point<d> const shape = extents();
+    index_t const line_size = shape[d - 1];
+    for (index_t key = keys.first; key < keys.last;) {
+      grid_point<d> const at = grid_place(shape, key);
+      index_t const length = std::min(line_size - at[d - 1], keys.last - key);
+      std::uint64_t outer = ~std::uint64_t{0};
+      for (std::size_t a = 0; a + 1 < d; ++a) {
+        std::uint64_t met = 0;
+        for (std::size_t w = 0; w < counts[a]; ++w) {
+          interval const window = windows[a][w].window;
+          if (window.first <= at[a] && at[a] < window.last) met |= windows[a][w].queries;
+        }
+        outer &= met;
+      }
+      // Along the line a bit changes where its query's window begins and ends.
+      std::uint64_t* const line = rows + (key - keys.first);
+      std::fill_n(line, length, std::uint64_t{0});
+      for (std::size_t w = 0; w < counts[d - 1]; ++w) {
+        shared_window const& each = windows[d - 1][w];
+        index_t const begin = std::max(each.window.first - at[d - 1], index_t{0});
+        index_t const end = std::max(each.window.last - at[d - 1], index_t{0});
+        if (begin < length) line[begin] ^= each.queries;
+        if (end < length) line[end] ^= each.queries;
+      }
+      std::uint64_t met = 0;
+      for (index_t k = 0; k < length; ++k) {
+        met ^= line[k];
+        line[k] = met & outer;
+      }
+      key += length;
+    }
+  }
+
+  /// Consecutive slots of one box share their windows: one for each coordinate of an axis.
+  void mask_of_box(index_t first, index_t count, interval keys, std::uint64_t* rows) const {
+    index_t const lanes = grid_size(queries.tile());
+    grid_box<d> const around = queries.box(first / lanes);
+    index_t const skipped = first % lanes;
+    std::uint64_t const present = ~std::uint64_t{0} >> (64 - count);
+    shared_window windows[d][64];
+    std::array<std::size_t, d> counts;
+    index_t inner = 1;
+    for (std::size_t a = d; a-- > 0;) {
+      index_t const tile = queries.axes[a].tile();
+      // The slots with coordinate 0 on this axis; those with coordinate t follow t * inner later.
+      std::uint64_t const block = ~std::uint64_t{0} >> (64 - inner);
+      std::uint64_t zero = 0;
+      for (index_t lane = 0; lane < lanes; lane += tile * inner) zero |= block << lane;
+      counts[a] = static_cast<std::size_t>(tile);
+      for (index_t t = 0; t < tile; ++t) {
+        index_t const at = std::min(around[a].first + t, around[a].last - 1);
+        windows[a][t] = {axes[a].window_of(at), zero << (t * inner) >> skipped & present};
+      }
+      inner *= tile;
+    }
+    mask_of_windows(windows, counts, keys, rows);
+  }
+
+  void mask_of_any(std::span<index_t const> slots, interval keys, std::uint64_t* rows) const {
+    shared_window windows[d][64];
+    std::array<std::size_t, d> counts;
+    counts.fill(slots.size());
+    for (std::size_t q = 0; q < slots.size(); ++q) {
+      grid_point<d> const at = queries.place(inside(slots[q]));
+      for (std::size_t a = 0; a < d; ++a)
+        windows[a][q] = {axes[a].window_of(at[a]), std::uint64_t{1} << q};
+    }
+    mask_of_windows(windows, counts, keys, rows);
+  }
+};
+
+/// A shape of query tile: its extents, and where its boxes begin anew.
+template <std::size_t d>
+struct query_tile {
+  grid_point<d> tile{};
+  grid_point<d> period{};
+  double kept_share =
+      0;  // of the pairs of a slot and a key that its box meets; a bound on efficiency
+};
+
+namespace detail {
+
+/// The keys that the boxes of an axis meet, summed over boxes.
+template <class Axis>
+constexpr index_t keys_of_boxes(Axis const& axis, boxed_axis const& boxes) {
+  index_t keys = 0;
+  for (index_t b = 0; b < boxes.boxes(); ++b) {
+    interval const box = boxes.box(b);
+    keys += axis.window_of(box.last - 1).last - axis.window_of(box.first).first;
+  }
+  return keys;
+}
+
+/// Calls f(tile) for each shape of `lanes` slots.
+template <std::size_t axis, std::size_t d, class F>
+constexpr void each_tile(grid_point<d>& tile, index_t lanes, F& f) {
+  if constexpr (axis + 1 == d) {
+    tile[axis] = lanes;
+    f(tile);
+  } else {
+    for (index_t size = 1; size <= lanes; ++size)
+      if (lanes % size == 0) {
+        tile[axis] = size;
+        each_tile<axis + 1>(tile, lanes / size, f);
+      }
+  }
+}
+
+/// The tile of `lanes` queries with the largest share of kept pairs. cost(axis, tile, period) is the number of keys
+/// that boxes meet on an axis; its periods are the whole axis, or `aligned`.
+template <std::size_t d, class Cost>
+constexpr query_tile<d> best_tile(index_t lanes, double pairs, grid_point<d> const& whole,
+                                  grid_point<d> const& aligned, Cost cost) {
+  query_tile<d> best;
+  auto const consider = [&](grid_point<d> const& tile) {
+    query_tile<d> candidate{tile, whole, 0};
+    double slots_and_keys = static_cast<double>(lanes);
+    for (std::size_t a = 0; a < d; ++a) {
+      index_t const free = cost(a, tile[a], whole[a]);
+      index_t const kept_apart = aligned[a] > 1 ? cost(a, tile[a], aligned[a]) : free;
+      if (kept_apart < free) candidate.period[a] = aligned[a];
+      slots_and_keys *= static_cast<double>(std::min(free, kept_apart));
+    }
+    candidate.kept_share = pairs / slots_and_keys;
+    if (candidate.kept_share > best.kept_share) best = candidate;
+  };
+  grid_point<d> tile{};
+  each_tile<0>(tile, lanes, consider);
+  return best;
+}
+
+}  // namespace detail
+
+}  // namespace heed
