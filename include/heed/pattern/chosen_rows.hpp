@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/pattern/pattern.hpp>
+#include <heed/pattern/table.hpp>
 
 namespace heed {
 
@@ -8,9 +9,9 @@ namespace heed {
 /// numbers(b, h, i) > 0, so that a table of gates or of bools serves as it is. With &, | and ~ rows get
 /// patterns of their own: `causal{} & (near | chosen_rows{far_sighted})`.
 ///
-///   numbers   [batch or 1, head or 1, row]
+///   numbers   [batch, head, row], the first two 1 to share
 ///
-/// Queries stand bottom right, the last row at the last key.
+/// A row is known by its position where queries stand by default, the last row at the last key.
 template <class T>
 struct chosen_rows {
   tensor_view<T const, 3> numbers;
@@ -20,8 +21,8 @@ struct chosen_rows {
   explicit chosen_rows(tensor_view<U, 3> n) : numbers(n) {}
 
   struct bound {
-    tensor_view<T const, 3> numbers;
-    place where;
+    detail::table<T> numbers;
+    index_t shift;  // from a position to its row
 
     bool keep(index_t query, index_t) const { return chosen(query); }
     interval_set keys(interval queries, index_t count) const {
@@ -29,7 +30,10 @@ struct chosen_rows {
     }
     coverage cover(interval queries, interval) const {
       bool some = false, all = true;
-      for (index_t p = queries.first; p < queries.last; ++p) (chosen(p) ? some : all) = chosen(p);
+      for (index_t p = queries.first; p < queries.last; ++p) {
+        some |= chosen(p);
+        all &= chosen(p);
+      }
       return all ? coverage::all : some ? coverage::some : coverage::none;
     }
     void mask(std::span<index_t const> queries, interval keys, std::uint64_t* rows) const {
@@ -45,25 +49,13 @@ struct chosen_rows {
     }
 
    private:
-    bool chosen(index_t position) const {
-      index_t const row = position - (where.keys - where.rows);
-      return row >= 0 && row < where.rows &&
-             numbers(numbers.extent(0) == 1 ? 0 : where.batch,
-                     numbers.extent(1) == 1 ? 0 : where.head, where.row(row)) > T(0);
-    }
+    bool chosen(index_t position) const { return numbers(position + shift, T(0)) > T(0); }
   };
-  bound bind(place const& where) const { return {numbers, where}; }
-
+  bound bind(place const& where) const {
+    return {detail::table<T>::of_rows(numbers, where), where.rows - where.keys};
+  }
   void check(call_shape const& shape) const {
-    auto const fits = [](index_t extent, index_t full) { return extent == 1 || extent == full; };
-    require(fits(numbers.extent(0), shape.batches) && fits(numbers.extent(1), shape.heads) &&
-                numbers.extent(2) == shape.rows,
-            [&] {
-              return "chosen_rows has shape " + shape_text(numbers.extents()) +
-                     "; expected [1 or " + std::to_string(shape.batches) + ", 1 or " +
-                     std::to_string(shape.heads) + ", " + std::to_string(shape.rows) +
-                     "] (batch, head, row)";
-            });
+    detail::check_table("chosen_rows", numbers, shape, shape.rows, "row");
   }
 };
 template <class U>
