@@ -1,0 +1,83 @@
+#pragma once
+
+#include <heed/pattern/pattern.hpp>
+#include <heed/pattern/table.hpp>
+
+namespace heed {
+
+/// Row i meets the keys [first_i, last_i), and none if that is empty. first, last: [batch, head, row], the first two 1
+/// to share; values in [0, keys].
+///
+/// A row is known by its position where queries stand by default, the last row at the last key.
+struct row_ranges {
+  tensor_view<index_t const, 3> first;
+  tensor_view<index_t const, 3> last;
+
+  struct bound {
+    detail::table<index_t> first;
+    detail::table<index_t> last;
+    index_t shift;  // from a position to its row
+
+    interval row(index_t query) const { return {first(query + shift, 0), last(query + shift, 0)}; }
+    bool keep(index_t query, index_t key) const {
+      interval const mine = row(query);
+      return mine.first <= key && key < mine.last;
+    }
+    interval_set keys(interval queries, index_t count) const {
+      interval_set all;
+      for (index_t p = queries.first; p < queries.last; ++p) all.add(intersect(row(p), {0, count}));
+      return all;
+    }
+    coverage cover(interval queries, interval keys) const {
+      interval const rows = with_rows(queries);
+      bool some = false, every = rows.size() == queries.size();
+      for (index_t p = rows.first; p < rows.last; ++p) {
+        index_t const met = intersect(row(p), keys).size();
+        some |= met > 0;
+        every &= met == keys.size();
+      }
+      return every ? coverage::all : some ? coverage::some : coverage::none;
+    }
+    void mask(std::span<index_t const> queries, interval keys, std::uint64_t* rows) const {
+      std::fill_n(rows, keys.size(), 0);
+      for (std::size_t q = 0; q < queries.size(); ++q) {
+        interval const met = intersect(row(queries[q]), keys);
+        for (index_t key = met.first; key < met.last; ++key)
+          rows[key - keys.first] |= std::uint64_t{1} << q;
+      }
+    }
+    index_t pairs(index_t rows, index_t count) const {
+      index_t sum = 0;
+      for (index_t p = count - rows; p < count; ++p) sum += intersect(row(p), {0, count}).size();
+      return sum;
+    }
+
+   private:
+    interval with_rows(interval queries) const {
+      return intersect(queries, {-shift, first.size() - shift});
+    }
+  };
+
+  bound bind(place const& where) const {
+    return {detail::table<index_t>::of_rows(first, where),
+            detail::table<index_t>::of_rows(last, where), where.rows - where.keys};
+  }
+  void check(call_shape const& shape) const {
+    check(shape, "row_ranges.first", first);
+    check(shape, "row_ranges.last", last);
+  }
+
+ private:
+  static void check(call_shape const& shape, char const* name,
+                    tensor_view<index_t const, 3> bounds) {
+    detail::check_table(name, bounds, shape, shape.rows, "row");
+    detail::each_number(bounds, [&](index_t bound) {
+      require(bound >= 0 && bound <= shape.keys, [&] {
+        return std::string(name) + " holds " + std::to_string(bound) + "; expected 0 to " +
+               std::to_string(shape.keys) + " (keys)";
+      });
+    });
+  }
+};
+
+}  // namespace heed
