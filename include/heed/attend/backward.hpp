@@ -5,6 +5,7 @@
 #include <heed/attend/tile.hpp>
 
 #include <numeric>
+#include <utility>
 
 /// Engine 1, backward: one sweep over the tiles of scores, five products a tile.
 ///
@@ -58,6 +59,7 @@ struct backward_scratch {
   static constexpr index_t lanes = shape::lanes;
 
   struct panel_memory : gradient_panel<T> {
+    interval next_run;   // the first run of keys that is not behind, if they lie scattered
     T* query_rows;       // [lane][padded dim], scaled
     T* dout_rows;        // [lane][padded value_dim]
     bool finite = true;  // the rows hold neither NaN nor infinity
@@ -69,7 +71,8 @@ struct backward_scratch {
   };
 
   backward_scratch(arena& memory, problem<T> const& p, index_t panels, index_t readers)
-      : padded_dim(simd::round_up(p.dim, lanes)),
+      : keys(memory),
+        padded_dim(simd::round_up(p.dim, lanes)),
         padded_value_dim(simd::round_up(p.value_dim, lanes)) {
     constexpr index_t width = shape::max_lanes;
     panel_ = memory.take<panel_memory>(panels);
@@ -90,6 +93,7 @@ struct backward_scratch {
   panel_memory& operator[](index_t i) const { return panel_[i]; }
 
   static constexpr index_t staged_stride = keys_per_tile * shape::max_lanes;
+  key_tile<T> keys;
   index_t padded_dim;
   index_t padded_value_dim;
   T* key;
@@ -131,7 +135,7 @@ class backward_worker {
                                  panelling<T, Arch>::at(where_, p_.position, number).positions,
                                  where_.keys);
     if (keys.hull_within(chunk).empty()) return;
-    for (index_t i = 0; i < panels.size(); ++i) open(scratch_[i], panels.first + i);
+    for (index_t i = 0; i < panels.size(); ++i) open(scratch_[i], panels.first + i, chunk);
     for (index_t first = chunk.first; first < chunk.last; first += keys_per_tile) {
       interval const tile{first, std::min(first + keys_per_tile, chunk.last)};
       if (!keys.hull_within(tile).empty()) visit(tile, panels.size(), share, dkey, dvalue);
@@ -139,8 +143,10 @@ class backward_worker {
   }
 
  private:
-  void open(panel_memory& at, index_t number) {
+  void open(panel_memory& at, index_t number, interval chunk) {
     open_gradient_panel<Arch>(p_, saved_, where_, bound_, number, at, scratch_.rows);
+    if (bound_.pattern.scattered())
+      at.next_run = bound_.pattern.next_keys(at.queries.positions, chunk.first, where_.keys);
     interval const rows = at.queries.rows;
     T* const scale = scratch_.weights;
     for (index_t lane = 0; lane < rows.size(); ++lane)
@@ -154,7 +160,7 @@ class backward_worker {
   }
 
   void load_rows(source<T> const& from, interval rows, T const* scale, T* to, index_t stride) {
-    from.copy(where_.batch, where_.head, where_.first_row + rows.first, rows.size(), to, stride);
+    copy_query_rows(from, where_, rows, to, stride);
     for (index_t r = 0; r < rows.size(); ++r) {
       if (scale != nullptr)
         for (index_t d = 0; d < from.dim(); ++d) to[r * stride + d] *= scale[r];
@@ -165,56 +171,73 @@ class backward_worker {
   void visit(interval tile, index_t panels, T* share, accumulator<T> const& dkey,
              accumulator<T> const& dvalue) {
     index_t const key_head = p_.key_head(where_.head), value_head = p_.value_head(where_.head);
-    index_t const first_key = where_.first_key + tile.first;
-    row_block<T> const key =
-        p_.key.rows(where_.batch, key_head, first_key, tile.size(), scratch_.key, true);
+    row_block<T> const key = key_rows(p_.key, where_, key_head, {&tile, 1}, scratch_.key, true);
     row_block<T> const value =
-        p_.value.rows(where_.batch, value_head, first_key, tile.size(), scratch_.value, true);
+        key_rows(p_.value, where_, value_head, {&tile, 1}, scratch_.value, true);
     int key_finite = -1;
     std::fill_n(scratch_.dkey, tile.size() * scratch_.padded_dim, T(0));
     std::fill_n(scratch_.dvalue, tile.size() * scratch_.padded_value_dim, T(0));
+    auto const meet = [&](panel_memory& at, interval part, T* panel_share) {
+      scratch_.keys.set(part, at, bound_.pattern);
+      if (scratch_.keys.count == 0) return;
+      bool const hidden = hides(bound_, !scratch_.keys.masked.empty());
+      if (hidden && key_finite < 0) key_finite = all_finite<Arch>(key, tile.size(), p_.dim) ? 1 : 0;
+      index_t const skipped = scratch_.keys.runs[0].first - tile.first;
+      with_registers(at.queries.registers, [&](auto registers) {
+        absorb<registers>(at, !hidden || key_finite == 1, !hidden || at.finite,
+                          {key.data + skipped * key.stride, key.stride},
+                          {value.data + skipped * value.stride, value.stride}, panel_share,
+                          scratch_.dkey + skipped * scratch_.padded_dim,
+                          scratch_.dvalue + skipped * scratch_.padded_value_dim);
+      });
+    };
     for (index_t i = 0; i < panels; ++i) {
       panel_memory& at = scratch_[i];
-      interval const part = at.keys.hull_within(tile);
-      if (part.empty()) continue;
-      coverage const cover = pattern_cover(bound_.pattern, at.queries.positions, part);
-      if (cover == coverage::none) continue;
-      bool const hidden = hides(bound_, cover == coverage::some);
-      if (hidden && key_finite < 0) key_finite = all_finite<Arch>(key, tile.size(), p_.dim) ? 1 : 0;
-      index_t const skipped = part.first - tile.first;
-      with_registers(at.queries.registers, [&](auto registers) {
-        absorb<registers>(
-            at, part,
-            cover == coverage::some ? masked_rows(bound_.pattern, at.queries.positions, part)
-                                    : interval{},
-            !hidden || key_finite == 1, !hidden || at.finite,
-            {key.data + skipped * key.stride, key.stride},
-            {value.data + skipped * value.stride, value.stride},
-            share + i * shape::max_lanes * p_.dim, scratch_.dkey + skipped * scratch_.padded_dim,
-            scratch_.dvalue + skipped * scratch_.padded_value_dim);
-      });
+      T* const panel_share = share + i * shape::max_lanes * p_.dim;
+      if (bound_.pattern.scattered())
+        each_run(at, tile, [&](interval part) { meet(at, part, panel_share); });
+      else
+        meet(at, at.keys.hull_within(tile), panel_share);
     }
-    dkey.add(where_.batch, key_head, first_key, tile.size(), scratch_.dkey, scratch_.padded_dim);
-    dvalue.add(where_.batch, value_head, first_key, tile.size(), scratch_.dvalue,
-               scratch_.padded_value_dim);
+    where_.each_key_run(tile, [&](index_t before, interval tokens) {
+      dkey.add(where_.batch, key_head, tokens.first, tokens.size(),
+               scratch_.dkey + before * scratch_.padded_dim, scratch_.padded_dim);
+      dvalue.add(where_.batch, value_head, tokens.first, tokens.size(),
+                 scratch_.dvalue + before * scratch_.padded_value_dim, scratch_.padded_value_dim);
+    });
+  }
+
+  /// Calls f for the runs of scattered keys in a tile. Runs with few keys between them are taken as one.
+  template <class F>
+  void each_run(panel_memory& at, interval tile, F&& f) const {
+    constexpr index_t few = 8;
+    interval met{};
+    while (!at.next_run.empty() && at.next_run.first < tile.last) {
+      interval const part = intersect(at.next_run, tile);
+      if (!met.empty() && part.first - met.last > few) f(std::exchange(met, part));
+      met = {met.empty() ? part.first : met.first, part.last};
+      if (at.next_run.last > tile.last) break;
+      at.next_run = bound_.pattern.next_keys(at.queries.positions, at.next_run.last, where_.keys);
+    }
+    if (!met.empty()) f(met);
   }
 
   template <int Registers>
-  void absorb(panel_memory& at, interval keys, interval masked, bool key_finite, bool rows_finite,
-              row_block<T> key, row_block<T> value, T* share, T* dkey, T* dvalue) {
+  void absorb(panel_memory& at, bool key_finite, bool rows_finite, row_block<T> key,
+              row_block<T> value, T* share, T* dkey, T* dvalue) {
     constexpr index_t width = lanes * Registers;
-    index_t const count = keys.size();
+    key_tile<T> const& keys = scratch_.keys;
+    index_t const count = keys.count;
     T* const weights = scratch_.weights;
     T* const dscores = scratch_.dscores;
     score_tile<Registers, Arch, T, Bound> const tile{
-        bound_, at.queries, at.positions,    keys,
-        masked, weights,    scratch_.staged, memory::staged_stride};
+        bound_, at.queries, at.positions, keys, weights, scratch_.staged, memory::staged_stride};
     simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query,
                                            width, weights, width);
     simd::multiply<Registers, false, Arch>(count, p_.value_dim, {value.data, value.stride, 1},
                                            at.dout, width, dscores, width);
     tile.stage();
-    if (hides(bound_, !masked.empty()))
+    if (hides(bound_, !keys.masked.empty()))
       differentiate<Registers, true>(at, tile, count);
     else
       differentiate<Registers, false>(at, tile, count);

@@ -136,6 +136,7 @@ class decode_worker {
         query_(memory.take<T>(rows * dim_)),
         scores_(memory.take<T>(rows * keys_per_tile)),
         staged_(memory.take<T>(readers_of<Bound> * staged_stride)),
+        masks_(memory.take<std::uint64_t>(keys_per_tile)),
         rows_(memory.take<T>(shared_step * std::max(dim_, value_dim_))) {}
 
   void run(index_t sequence, interval heads, interval chunk, states const& to) {
@@ -143,22 +144,43 @@ class decode_worker {
     index_t const count = heads.size() * first.rows;
     to.clear(count);
     interval_set keys;
+    bool scattered = false;
     for (index_t head = heads.first; head < heads.last; ++head) {
       place const where = p_.sequence.at(sequence, head);
       Bound const bound = whole_.at(where);
+      scattered |= bound.pattern.scattered();
       keys =
           keys | pattern_keys(bound.pattern, p_.position.hull(where, {0, where.rows}), where.keys);
       load_queries(where, query_ + (head - heads.first) * where.rows * dim_);
     }
     for (interval part : keys& interval_set(chunk))
-      for (index_t tile = part.first / keys_per_tile; tile * keys_per_tile < part.last; ++tile)
-        visit(sequence, heads, intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile}),
-              to);
+      for (index_t tile = part.first / keys_per_tile; tile * keys_per_tile < part.last; ++tile) {
+        interval met = intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile});
+        if (scattered) met = met_keys(sequence, heads, met);
+        if (!met.empty()) visit(sequence, heads, met, to);
+      }
     for (index_t r = 0; r < count; ++r)
       fold_lanes(to, r, whole_.at(p_.sequence.at(sequence, heads.first + r / first.rows)));
   }
 
  private:
+  /// The smallest interval around the keys of a tile that some of the heads meet.
+  interval met_keys(index_t sequence, interval heads, interval tile) const {
+    interval around{tile.last, tile.first};
+    for (index_t head = heads.first; head < heads.last; ++head) {
+      place const where = p_.sequence.at(sequence, head);
+      Bound const bound = whole_.at(where);
+      interval const queries = p_.position.hull(where, {0, where.rows});
+      for (index_t from = tile.first; from < tile.last;) {
+        interval const run = intersect(bound.pattern.next_keys(queries, from, where.keys), tile);
+        if (run.empty()) break;
+        around = {std::min(around.first, run.first), std::max(around.last, run.last)};
+        from = run.last;
+      }
+    }
+    return around;
+  }
+
   void load_queries(place const& where, T* to) {
     constexpr T unit = score_tile<1, Arch, T, Bound>::query_unit;
     p_.query.copy(where.batch, where.head, where.first_row, where.rows, to, dim_);
@@ -304,19 +326,20 @@ class decode_worker {
         bound.modifiers);
     for (index_t k = count; k < padded; ++k) scores[k] = -infinity;
     batch const query(static_cast<T>(position));
-    batch top(-infinity);
-    for (index_t k = 0; k < padded; k += lanes) {
-      batch score =
-          modified(bound, batch::load_aligned(scores + k), query, tile.first + k, staged_ + k);
-      if (partial) score = visible(bound, score, position, query, tile.first + k);
-      // Lanes beyond the tile hold no key.
-      score.store_aligned(scores + k);
-      if (k + lanes > count) {
-        for (index_t i = count; i < padded; ++i) scores[i] = -infinity;
-        score = batch::load_aligned(scores + k);
-      }
-      top = xsimd::max(top, score);
+    if constexpr (std::tuple_size_v < decltype(Bound::modifiers) >> 0)
+      for (index_t k = 0; k < padded; k += lanes)
+        modified(bound, batch::load_aligned(scores + k), query, tile.first + k, staged_ + k)
+            .store_aligned(scores + k);
+    if (partial) {
+      bound.pattern.mask({&position, 1}, tile, masks_);
+      for (index_t k = 0; k < count; ++k)
+        if ((masks_[k] & 1) == 0) scores[k] = -infinity;
     }
+    // Lanes beyond the tile hold no key.
+    std::fill(scores + count, scores + padded, -infinity);
+    batch top(-infinity);
+    for (index_t k = 0; k < padded; k += lanes)
+      top = xsimd::max(top, batch::load_aligned(scores + k));
     alignas(64) T tops[lanes];
     top.store_aligned(tops);
     T const largest = *std::max_element(tops, tops + lanes);
@@ -358,39 +381,17 @@ class decode_worker {
 
   static batch modified(Bound const& bound, batch score, batch const& query, index_t first_key,
                         T const* numbers) {
-    if constexpr (std::tuple_size_v < decltype(Bound::modifiers) >> 0) {
-      batch const key = keys_from(first_key);
-      auto const step = [&](auto const& modifier) {
-        if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>) {
-          score = modifier.apply(score, batch::load_aligned(numbers));
-          numbers += staged_stride;
-        } else {
-          score = modifier.apply(score, query, key);
-        }
-      };
-      std::apply([&](auto const&... modifier) { (step(modifier), ...); }, bound.modifiers);
-      score *= batch(score_tile<1, Arch, T, Bound>::unit);
-    }
-    return score;
-  }
-
-  static batch visible(Bound const& bound, batch score, index_t position, batch const& query,
-                       index_t first_key) {
-    batch const hidden(-std::numeric_limits<T>::infinity());
-    if constexpr (requires {
-                    {
-                      bound.pattern.keep(query, query)
-                      } -> std::convertible_to<typename batch::batch_bool_type>;
-                  }) {
-      return xsimd::select(bound.pattern.keep(query, keys_from(first_key)), score, hidden);
-    } else {
-      alignas(64) T lane_scores[lanes];
-      score.store_aligned(lane_scores);
-      for (index_t i = 0; i < lanes; ++i)
-        if (!bound.pattern.keep(position, first_key + i))
-          lane_scores[i] = -std::numeric_limits<T>::infinity();
-      return batch::load_aligned(lane_scores);
-    }
+    batch const key = keys_from(first_key);
+    auto const step = [&](auto const& modifier) {
+      if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>) {
+        score = modifier.apply(score, batch::load_aligned(numbers));
+        numbers += staged_stride;
+      } else {
+        score = modifier.apply(score, query, key);
+      }
+    };
+    std::apply([&](auto const&... modifier) { (step(modifier), ...); }, bound.modifiers);
+    return score * batch(score_tile<1, Arch, T, Bound>::unit);
   }
 
   /// The lanes of a row's state saw different keys: joins them in all lanes, by halves.
@@ -423,6 +424,7 @@ class decode_worker {
   T* query_;
   T* scores_;
   T* staged_;
+  std::uint64_t* masks_;
   T* rows_;
 };
 
@@ -499,8 +501,7 @@ void decode_pass(problem<T> const& p, Sentence const& whole,
       out.store(where.batch, head, where.first_row + n, 1, sum, padded);
       row_summary<T> const summary{done.lse.get(0), done.rest.get(0), all.row_max[row] / unit,
                                    all.score_sum[row] * done.factor.get(0) / unit};
-      std::apply([&](auto const&... observer) { (observer.observe(where, n, summary), ...); },
-                 observers);
+      show_row(observers, where, n, summary);
     }
   });
 }

@@ -36,7 +36,7 @@ class forward_scratch {
           rows(memory.take<state>(shape::max_registers)) {}
   };
 
-  forward_scratch(arena& memory, problem<T> const& p, index_t panels) {
+  forward_scratch(arena& memory, problem<T> const& p, index_t panels) : keys(memory) {
     panel_ = memory.take<panel_memory>(panels);
     for (index_t i = 0; i < panels; ++i) {
       panel_memory const parts(memory, p);
@@ -52,6 +52,7 @@ class forward_scratch {
   panel_memory& operator[](index_t i) const { return panel_[i]; }
 
   static constexpr index_t staged_stride = keys_per_tile * shape::max_lanes;
+  key_tile<T> keys;
   T* key;
   T* value;
   T* scores;
@@ -81,12 +82,17 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
 
   /// Panels [first, last) of the place against all their keys.
   void run(interval panels, sink<T> const& out, std::tuple<Observers...> const& observers) {
+    constexpr bool in_any_order = decltype(Bound::normaliser)::order == key_order::any;
+    bool const gathers = in_any_order && bound_.pattern.scattered();
     interval_set keys;
     for (index_t i = 0; i < panels.size(); ++i) {
       begin(scratch_[i], panels.first + i);
-      keys = keys | scratch_[i].keys;
+      if (gathers)
+        gather(scratch_[i]);
+      else
+        keys = keys | scratch_[i].keys;
     }
-    visit(keys, panels.size());
+    if (!gathers) visit(keys, panels.size());
     for (index_t i = 0; i < panels.size(); ++i) finish(scratch_[i], out, observers);
   }
 
@@ -123,30 +129,60 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   }
 
   void visit_tile(interval tile, index_t panels) {
-    index_t const key_head = p_.key_head(where_.head), value_head = p_.value_head(where_.head);
     bool const reused = panels > 1;
-    index_t const first_key = where_.first_key + tile.first;
     row_block<T> const key =
-        p_.key.rows(where_.batch, key_head, first_key, tile.size(), scratch_.key, reused);
+        key_rows(p_.key, where_, p_.key_head(where_.head), {&tile, 1}, scratch_.key, reused);
     row_block<T> const value =
-        p_.value.rows(where_.batch, value_head, first_key, tile.size(), scratch_.value, reused);
+        key_rows(p_.value, where_, p_.value_head(where_.head), {&tile, 1}, scratch_.value, reused);
     value_check finite{value, tile.size()};
     for (index_t i = 0; i < panels; ++i) {
       panel_memory& at = scratch_[i];
-      interval const part = at.keys.hull_within(tile);
-      if (part.empty()) continue;
-      coverage const cover = pattern_cover(bound_.pattern, at.queries.positions, part);
-      if (cover == coverage::none) continue;
-      index_t const skipped = part.first - tile.first;
+      scratch_.keys.set(at.keys.hull_within(tile), at, bound_.pattern);
+      if (scratch_.keys.count == 0) continue;
+      index_t const skipped = scratch_.keys.runs[0].first - tile.first;
       with_registers(at.queries.registers, [&](auto registers) {
-        absorb<registers>(at, part,
-                          cover == coverage::some
-                              ? masked_rows(bound_.pattern, at.queries.positions, part)
-                              : interval{},
-                          {key.data + skipped * key.stride, key.stride},
+        absorb<registers>(at, {key.data + skipped * key.stride, key.stride},
                           {value.data + skipped * value.stride, value.stride}, finite);
       });
     }
+  }
+
+  /// One panel through just the keys that it meets, wherever they lie: short runs are brought together in
+  /// tiles, long ones are met where they are.
+  void gather(panel_memory& at) {
+    constexpr index_t long_run = 48;
+    key_tile<T>& keys = scratch_.keys;
+    keys.clear();
+    bool const in_place = p_.key.in_place() && p_.value.in_place() && where_.order == nullptr;
+    for (index_t from = 0; from < where_.keys;) {
+      interval run = bound_.pattern.next_keys(at.queries.positions, from, where_.keys);
+      if (run.empty()) break;
+      from = run.last;
+      while (!run.empty()) {
+        if (in_place && run.size() >= long_run && keys.count > 0 && run.size() > room()) meet(at);
+        interval const part{run.first, std::min(run.last, run.first + room())};
+        coverage const cover = bound_.pattern.cover(at.queries.positions, part);
+        if (cover != coverage::none) keys.add(part, at, bound_.pattern, cover);
+        if (room() == 0) meet(at);
+        run.first = part.last;
+      }
+      if (in_place && keys.run_count == 1 && keys.count >= long_run) meet(at);
+    }
+    if (keys.count > 0) meet(at);
+  }
+
+  index_t room() const { return keys_per_tile - scratch_.keys.count; }
+
+  /// A panel meets the keys that have been gathered.
+  void meet(panel_memory& at) {
+    auto const runs = scratch_.keys.each_run();
+    row_block<T> const key = key_rows(p_.key, where_, p_.key_head(where_.head), runs, scratch_.key);
+    row_block<T> const value =
+        key_rows(p_.value, where_, p_.value_head(where_.head), runs, scratch_.value);
+    value_check finite{value, scratch_.keys.count};
+    with_registers(at.queries.registers,
+                   [&](auto registers) { absorb<registers>(at, key, value, finite); });
+    scratch_.keys.clear();
   }
 
   // Whether the values of a tile are finite, found out at most once.
@@ -162,19 +198,18 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   };
 
   template <int Registers>
-  void absorb(panel_memory& at, interval keys, interval masked, row_block<T> key,
-              row_block<T> value, value_check& finite) {
+  void absorb(panel_memory& at, row_block<T> key, row_block<T> value, value_check& finite) {
     constexpr index_t width = lanes * Registers;
-    index_t const count = keys.size();
+    key_tile<T> const& keys = scratch_.keys;
+    index_t const count = keys.count;
     T* const scores = scratch_.scores;
     score_tile<Registers, Arch, T, Bound> const tile{
-        bound_, at.queries, at.positions,    keys,
-        masked, scores,     scratch_.staged, memory::staged_stride};
+        bound_, at.queries, at.positions, keys, scores, scratch_.staged, memory::staged_stride};
     simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query,
                                            width, scores, width);
     tile.stage();
 
-    bool const hidden = hides(bound_, !masked.empty());
+    bool const hidden = hides(bound_, !keys.masked.empty());
     weigh<Registers>(at, tile, count, hidden);
     if (hidden && !finite(p_.value_dim))
       multiply_visible<Registers, Arch>(p_.value_dim, count, value, scores, scores, at.accumulated,
@@ -215,7 +250,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     if constexpr (modified) {
       meet(0, count, std::true_type{});
     } else {
-      interval const masked = tile.masked.empty() ? interval{count, count} : tile.masked;
+      interval const masked = tile.keys.masked.empty() ? interval{count, count} : tile.keys.masked;
       meet(0, masked.first, std::false_type{});
       meet(masked.first, masked.last, std::true_type{});
       meet(masked.last, count, std::false_type{});
@@ -292,11 +327,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       for (index_t lane = 0; lane < at.queries.count(); ++lane) {
         row_summary<T> const summary{lse[lane], rest[lane], at.row_max[lane] / unit,
                                      at.score_sum[lane] * factor[lane] / unit};
-        std::apply(
-            [&](auto const&... observer) {
-              (observer.observe(where_, at.queries.rows.first + lane, summary), ...);
-            },
-            observers);
+        show_row(observers, where_, at.queries.rows.first + lane, summary);
       }
     }
     store_columns<Arch>(at.accumulated, width, factor, out, where_, at.queries.rows, scratch_.rows);
@@ -406,8 +437,8 @@ struct precise_lse_into {
   tensor_view<T, 3> rest;
 
   void observe(place const& where, index_t row, row_summary<T> const& summary) const {
-    out(where.batch, where.head, where.first_row + row) = summary.lse;
-    rest(where.batch, where.head, where.first_row + row) = summary.lse_rest;
+    out(where.batch, where.head, where.row(row)) = summary.lse;
+    rest(where.batch, where.head, where.row(row)) = summary.lse_rest;
   }
 };
 

@@ -73,7 +73,7 @@ void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, plac
   using shape = simd::tile_shape<T, Arch>;
   open_panel<Arch>(p, where, bound, number, at, scratch);
   interval const rows = at.queries.rows;
-  index_t const width = at.queries.registers * shape::lanes, first = where.first_row + rows.first;
+  index_t const width = at.queries.registers * shape::lanes;
   T const* const plain = nullptr;
   load_columns<Arch>(saved.dout, where, rows, plain, at.dout, width, scratch);
   // delta is summed as the products with the values are, so that a row of one key cancels exactly.
@@ -91,9 +91,10 @@ void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, plac
   std::fill_n(at.rest, width, T(0));
   std::fill_n(at.dlse, width, T(0));
   for (index_t lane = 0; lane < rows.size(); ++lane) {
-    at.lse[lane] = saved.lse(where.batch, where.head, first + lane);
-    if (saved.dlse.data() != nullptr)
-      at.dlse[lane] = saved.dlse(where.batch, where.head, first + lane);
+    index_t const row = where.row(rows.first + lane);
+    if (row < 0) continue;
+    at.lse[lane] = saved.lse(where.batch, where.head, row);
+    if (saved.dlse.data() != nullptr) at.dlse[lane] = saved.dlse(where.batch, where.head, row);
   }
 }
 
@@ -192,29 +193,31 @@ double add_shares(problem<T> const& p, place const& where, panel const& queries,
   simd::transpose<Arch>(p.dim, count, sum, width, rows, p.dim);
   double dscale = 0;
   bool const wanted = targets.scale != nullptr || targets.rows.data() != nullptr;
-  if (wanted)
-    p.query.copy(where.batch, where.head, where.first_row + queries.rows.first, count, query,
-                 p.dim);
+  if (wanted) copy_query_rows(p.query, where, queries.rows, query, p.dim);
   for (index_t lane = 0; lane < count; ++lane) {
-    index_t const row = queries.rows.first + lane;
-    T const factor = p.score_scale(where, row);
-    if (wanted) {
+    T const factor = p.score_scale(where, queries.rows.first + lane);
+    index_t const row = where.row(queries.rows.first + lane);
+    if (wanted && row >= 0) {
       double dot = 0;
       for (index_t d = 0; d < p.dim; ++d)
         dot += static_cast<double>(query[lane * p.dim + d]) *
                static_cast<double>(rows[lane * p.dim + d]);
       if (targets.rows.data() != nullptr)
-        targets.rows(where.batch, where.head, where.first_row + row) =
+        targets.rows(where.batch, where.head, row) =
             static_cast<T>(dot * static_cast<double>(p.scale));
       double const row_factor =
           p.row_scale.data() == nullptr
               ? 1.0
-              : static_cast<double>(p.row_scale(where.batch, where.head, where.first_row + row));
+              : static_cast<double>(p.row_scale(where.batch, where.head, row));
       dscale += dot * row_factor;
     }
     for (index_t d = 0; d < p.dim; ++d) rows[lane * p.dim + d] *= factor;
   }
-  dquery.add(where.batch, where.head, where.first_row + queries.rows.first, count, rows, p.dim);
+  where.each_row_run(queries.rows, [&](index_t before, interval tokens) {
+    if (tokens.first >= 0)
+      dquery.add(where.batch, where.head, tokens.first, tokens.size(), rows + before * p.dim,
+                 p.dim);
+  });
   return dscale;
 }
 

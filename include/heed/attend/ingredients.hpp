@@ -4,7 +4,7 @@
 #include <heed/normalize/softmax.hpp>
 #include <heed/parallel/executor.hpp>
 #include <heed/parallel/workspace.hpp>
-#include <heed/pattern/pattern.hpp>
+#include <heed/pattern/any_pattern.hpp>
 #include <heed/pattern/positions.hpp>
 #include <heed/score/modifier.hpp>
 #include <heed/score/scale.hpp>
@@ -36,6 +36,7 @@ inline constexpr auto is_positions = []<class T>() {
   return std::same_as<T, top_left> || std::same_as<T, query_positions>;
 };
 inline constexpr auto is_documents = []<class T>() { return std::same_as<T, documents>; };
+inline constexpr auto is_arrangement = []<class T>() { return arrangement<T>; };
 inline constexpr auto is_scale = []<class T>() { return std::same_as<T, scale>; };
 inline constexpr auto is_row_scale = []<class T>() { return is_a<T, row_scale>; };
 inline constexpr auto is_lse_gradient = []<class T>() { return is_a<T, lse_gradient>; };
@@ -60,8 +61,7 @@ constexpr auto all_of(I const&... ingredients) {
 template <auto Is, class Default, class... I>
 constexpr auto one_of(Default const& otherwise, I const&... ingredients) {
   static_assert((0 + ... + int(Is.template operator()<I>())) <= 1,
-                "heed: two ingredients of a kind of which a call takes one (two patterns are "
-                "joined with & or |)");
+                "heed: two ingredients of a kind of which a call takes one");
   if constexpr ((false || ... || Is.template operator()<I>()))
     return std::get<0>(all_of<Is>(ingredients...));
   else
@@ -78,14 +78,14 @@ constexpr bool check_ingredient() {
       is_row_observer.template operator()<I>() || is_sweep_observer.template operator()<I>() ||
       is_executor.template operator()<I>() || is_scratch.template operator()<I>() ||
       is_positions.template operator()<I>() || is_documents.template operator()<I>() ||
-      is_scale.template operator()<I>() || is_row_scale.template operator()<I>() ||
-      is_lse_gradient.template operator()<I>();
+      is_arrangement.template operator()<I>() || is_scale.template operator()<I>() ||
+      is_row_scale.template operator()<I>() || is_lse_gradient.template operator()<I>();
   static_assert(
       known,
       "heed: this is no ingredient of attention: expected a pattern (keep), score modifier "
       "(apply), "
-      "numerator factor (factor), normaliser, observer, executor, scale, positions, documents or "
-      "scratch");
+      "numerator factor (factor), normaliser, observer, executor, scale, positions, documents, "
+      "arrangement or scratch");
   return known;
 }
 
@@ -95,37 +95,79 @@ workspace& scratch_of(I const&... ingredients) {
   return one_of<detail::is_scratch>(scratch{thread_workspace()}, ingredients...).memory;
 }
 
-/// What decides the numbers of a call: patterns, modifiers, factors and the normaliser. `at` binds it to a
-/// place.
-template <class Pattern, class Modifiers, class Factors, class Normaliser>
+/// The pattern of a call, its type erased and not owned.
+class pattern_view {
+ public:
+  template <pattern P>
+  explicit pattern_view(P const& p) : pattern_(&p), bind_(&bind_as<P>) {}
+
+  bound_any_pattern bind(place const& where) const { return bind_(pattern_, where); }
+
+ private:
+  template <class P>
+  static bound_any_pattern bind_as(void const* p, place const& where) {
+    return bound_any_pattern([&] { return bind_at(*static_cast<P const*>(p), where); });
+  }
+
+  void const* pattern_;
+  bound_any_pattern (*bind_)(void const*, place const&);
+};
+
+/// What decides the numbers of a call, bound to a place.
+template <class Modifiers, class Factors, class Normaliser>
+struct bound_sentence {
+  bound_any_pattern pattern;
+  Modifiers modifiers;
+  Factors factors;
+  Normaliser normaliser;
+};
+
+/// What decides the numbers of a call: pattern, modifiers, factors and the normaliser. `at` binds it to a place.
+template <class Modifiers, class Factors, class Normaliser>
 struct sentence {
-  Pattern pattern;
+  pattern_view pattern;
   Modifiers modifiers;
   Factors factors;
   Normaliser normaliser;
 
   auto at(place const& where) const {
     auto bind_all = [&](auto const&... items) { return std::tuple(bind_at(items, where)...); };
-    auto bound_modifiers = std::apply(bind_all, modifiers);
-    auto bound_factors = std::apply(bind_all, factors);
-    auto bound_pattern = bind_at(pattern, where);
-    auto bound_normaliser = bind_at(normaliser, where);
-    return sentence<decltype(bound_pattern), decltype(bound_modifiers), decltype(bound_factors),
-                    decltype(bound_normaliser)>{bound_pattern, bound_modifiers, bound_factors,
-                                                bound_normaliser};
+    using bound_modifiers = decltype(std::apply(bind_all, modifiers));
+    using bound_factors = decltype(std::apply(bind_all, factors));
+    return bound_sentence<bound_modifiers, bound_factors, decltype(bind_at(normaliser, where))>{
+        pattern.bind(where), std::apply(bind_all, modifiers), std::apply(bind_all, factors),
+        bind_at(normaliser, where)};
   }
 };
 
+namespace detail {
+
+// The pattern itself and not a copy: it is looked at from afar.
+inline pattern_view view_of_pattern() {
+  static constexpr dense everything;
+  return pattern_view(everything);
+}
+template <class First, class... I>
+pattern_view view_of_pattern(First const& first, I const&... rest) {
+  if constexpr (pattern<First>)
+    return pattern_view(first);
+  else
+    return view_of_pattern(rest...);
+}
+
+}  // namespace detail
+
+/// The sentence of a call. It refers to the pattern among the ingredients.
 template <class... I>
 auto make_sentence(I const&... ingredients) {
-  auto const the_pattern = one_of<detail::is_pattern>(dense{}, ingredients...);
+  static_assert((0 + ... + int(pattern<I>)) <= 1,
+                "heed: two patterns; a call takes one: join them with & or |");
   auto const modifiers = all_of<detail::is_modifier>(ingredients...);
   auto const factors = all_of<detail::is_factor>(ingredients...);
   auto const the_normaliser = one_of<detail::is_normaliser>(softmax{}, ingredients...);
-  return sentence<std::remove_const_t<decltype(the_pattern)>,
-                  std::remove_const_t<decltype(modifiers)>, std::remove_const_t<decltype(factors)>,
-                  std::remove_const_t<decltype(the_normaliser)>>{the_pattern, modifiers, factors,
-                                                                 the_normaliser};
+  return sentence<std::remove_const_t<decltype(modifiers)>, std::remove_const_t<decltype(factors)>,
+                  std::remove_const_t<decltype(the_normaliser)>>{
+      detail::view_of_pattern(ingredients...), modifiers, factors, the_normaliser};
 }
 
 }  // namespace heed::attend

@@ -3,13 +3,15 @@
 #include <heed/pattern/pattern.hpp>
 
 #include <limits>
+#include <tuple>
 
 /// Observers: what else a pass over the scores returns.
 ///
 /// A row observer sees each finished row once:
 ///
-///     template <class T> void observe(place const&, index_t row, row_summary<T> const&) const;
+///     template <class T> void observe(place const& where, index_t row, row_summary<T> const&) const;
 ///
+/// The row is that of the sequence; where.row(row) is its place in the tensors.
 /// `static constexpr bool needs_mean_score = true` asks for the mean score, which costs a
 /// multiply-add a pair.
 namespace heed {
@@ -31,6 +33,15 @@ concept row_observer = requires(O const& o, place const& where, row_summary<floa
 || requires(O const& o, place const& where, row_summary<double> const& d) {
   o.observe(where, index_t{}, d);
 };
+
+/// Shows a finished row to observers, unless no token stands there.
+template <class... Observers, class T>
+void show_row(std::tuple<Observers...> const& observers, place const& where, index_t row,
+              row_summary<T> const& summary) {
+  if (where.row(row) >= 0)
+    std::apply([&](auto const&... observer) { (observer.observe(where, row, summary), ...); },
+               observers);
+}
 
 template <class O>
 concept wants_mean_score = requires {
@@ -60,7 +71,7 @@ struct lse_into {
   tensor_view<T, 3> out;
 
   void observe(place const& where, index_t row, row_summary<T> const& summary) const {
-    out(where.batch, where.head, where.first_row + row) = summary.lse;
+    out(where.batch, where.head, where.row(row)) = summary.lse;
   }
   void check(call_shape const& shape) const { detail::check_row_view("lse_into", out, shape); }
 };
@@ -73,7 +84,7 @@ struct row_max_into {
   tensor_view<T, 3> out;
 
   void observe(place const& where, index_t row, row_summary<T> const& summary) const {
-    out(where.batch, where.head, where.first_row + row) = summary.row_max;
+    out(where.batch, where.head, where.row(row)) = summary.row_max;
   }
   void check(call_shape const& shape) const { detail::check_row_view("row_max_into", out, shape); }
 };
@@ -89,8 +100,7 @@ struct entropy_into {
 
   void observe(place const& where, index_t row, row_summary<T> const& summary) const {
     bool const empty = summary.row_max == -std::numeric_limits<T>::infinity();
-    out(where.batch, where.head, where.first_row + row) =
-        empty ? T(0) : summary.lse - summary.mean_score;
+    out(where.batch, where.head, where.row(row)) = empty ? T(0) : summary.lse - summary.mean_score;
   }
   void check(call_shape const& shape) const { detail::check_row_view("entropy_into", out, shape); }
 };

@@ -9,14 +9,27 @@
 /// The shape of a call: what is read and written, which sequences there are, where queries stand.
 namespace heed::attend {
 
-/// The sequences of a call: the batch entries, or the documents packed in the only one.
+/// The sequences of a call: the batch entries, the documents packed in the only one, or the groups of an arrangement in
+/// each.
 struct sequences {
   index_t count = 0;
   index_t rows = 0;
   index_t keys = 0;
   documents packed;
+  any_arrangement order;
+  index_t groups = 1;
 
   place at(index_t sequence, index_t head) const {
+    if (order) {
+      index_t const group = sequence % groups;
+      return {.sequence = sequence,
+              .batch = sequence / groups,
+              .head = head,
+              .rows = order.rows(group),
+              .keys = order.keys(group),
+              .order = &order,
+              .group = group};
+    }
     if (packed.queries.empty())
       return {.sequence = sequence, .batch = sequence, .head = head, .rows = rows, .keys = keys};
     auto const g = static_cast<std::size_t>(sequence);
@@ -49,8 +62,8 @@ struct standing {
   index_t operator()(place const& where, index_t row) const {
     auto const& given = explicit_positions.rows;
     if (given.data() != nullptr)
-      return given(given.extent(0) == 1 ? 0 : where.sequence, where.first_row + row);
-    return top_left_aligned ? row : row + where.keys - where.rows;
+      return given(given.extent(0) == 1 ? 0 : where.sequence, where.row(row));
+    return top_left_aligned || where.order != nullptr ? row : row + where.keys - where.rows;
   }
 
   /// The smallest interval around the positions of rows [rows.first, rows.last).
@@ -97,10 +110,10 @@ struct problem {
   call_shape shape() const {
     return {query.batches(), sequence.count, heads, query.positions(), key.positions()};
   }
-  T score_scale(place const& where, index_t row) const {
-    return row_scale.data() == nullptr
-               ? scale
-               : scale * row_scale(where.batch, where.head, where.first_row + row);
+  T score_scale(place const& where, index_t slot) const {
+    if (row_scale.data() == nullptr) return scale;
+    index_t const row = where.row(slot);
+    return row < 0 ? scale : scale * row_scale(where.batch, where.head, row);
   }
 };
 
@@ -138,6 +151,17 @@ void expect_distinct_elements(char const* name, View const& view) {
       return std::string(name) + " is written to, and has stride 0 along axis " +
              std::to_string(axis) + " of shape " + shape_text(view.extents());
     });
+}
+
+inline any_arrangement view_of_arrangement() {
+  return {};
+}
+template <class First, class... I>
+any_arrangement view_of_arrangement(First const& first, I const&... rest) {
+  if constexpr (arrangement<First>)
+    return any_arrangement(first);
+  else
+    return view_of_arrangement(rest...);
 }
 
 }  // namespace detail
@@ -186,8 +210,11 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
            "; expected fewer than 2^24 positions";
   });
 
-  p.sequence = {
-      .count = query.extent(0), .rows = query.extent(1), .keys = key.extent(1), .packed = {}};
+  p.sequence = {.count = query.extent(0),
+                .rows = query.extent(1),
+                .keys = key.extent(1),
+                .packed = {},
+                .order = {}};
   documents const packed = one_of<is_documents>(documents{}, ingredients...);
   if ((false || ... || std::is_same_v<I, documents>)) {
     packed.check(query.extent(0), query.extent(1), key.extent(1));
@@ -195,6 +222,16 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
     p.sequence.packed = packed;
   }
   p.position = make_standing(one_of<is_positions>(nullptr, ingredients...));
+  if constexpr ((false || ... || arrangement<I>)) {
+    static_assert((0 + ... + int(arrangement<I>)) == 1, "heed: a call takes one arrangement");
+    static_assert(
+        !(false || ... || is_documents.template operator()<I>()) &&
+            !(false || ... || is_positions.template operator()<I>()),
+        "heed: an arrangement says itself which sequences there are and where rows stand");
+    p.sequence.order = view_of_arrangement(ingredients...);
+    p.sequence.groups = p.sequence.order.groups();
+    p.sequence.count = query.extent(0) * p.sequence.groups;
+  }
 
   scale const the_scale = one_of<is_scale>(
       scale{1 / std::sqrt(static_cast<double>(std::max<index_t>(p.dim, 1)))}, ingredients...);

@@ -29,10 +29,11 @@ class sweep_worker {
         scores_(memory.take<T>(keys_per_tile * shape::max_lanes)),
         dweights_(memory.take<T>(keys_per_tile * shape::max_lanes)),
         staged_(memory.take<T>(readers_of<Bound> * staged_stride)),
-        rows_(memory.take<T>(2 * shape::max_lanes * std::max(p.dim, p.value_dim))) {}
+        rows_(memory.take<T>(2 * shape::max_lanes * std::max(p.dim, p.value_dim))),
+        keys_(memory) {}
 
   /// Panel `number` against the keys of `among` that it meets, in ascending order. Calls
-  /// visit(tile, k, score, weight, dscore) for each key row k of each tile, in registers: scores in
+  /// visit(tile, k, score, weight, dscore) for each key row k, key tile.first_key() + k, of each tile, in registers: scores in
   /// units of scores, -infinity where hidden; final weights; d loss / d final score.
   template <class Visit>
   void run(place const& where, Bound const& bound, index_t number, interval among, Visit&& visit) {
@@ -44,11 +45,11 @@ class sweep_worker {
     }
     for (interval part : at_.keys& interval_set(among))
       for (index_t tile = part.first / keys_per_tile; tile * keys_per_tile < part.last; ++tile) {
-        interval const keys = intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile});
-        coverage const cover = pattern_cover(bound.pattern, at_.queries.positions, keys);
-        if (cover == coverage::none) continue;
+        keys_.set(intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile}), at_,
+                  bound.pattern);
+        if (keys_.count == 0) continue;
         with_registers(at_.queries.registers, [&](auto registers) {
-          this->template sweep_tile<registers>(where, bound, keys, visit);
+          this->template sweep_tile<registers>(where, bound, visit);
         });
       }
   }
@@ -62,40 +63,33 @@ class sweep_worker {
     std::fill_n(at_.lse, width, std::numeric_limits<T>::infinity());
     std::fill_n(at_.rest, width, T(0));
     for (index_t lane = 0; lane < at_.queries.count(); ++lane) {
-      index_t const row = where.first_row + at_.queries.rows.first + lane;
+      index_t const row = where.row(at_.queries.rows.first + lane);
+      if (row < 0) continue;
       at_.lse[lane] = saved_.lse(where.batch, where.head, row);
       at_.rest[lane] = saved_.rest(where.batch, where.head, row);
     }
   }
 
   template <int Registers, class Visit>
-  void sweep_tile(place const& where, Bound const& bound, interval keys, Visit&& visit) {
+  void sweep_tile(place const& where, Bound const& bound, Visit&& visit) {
     constexpr index_t width = lanes * Registers;
     constexpr bool factored = std::tuple_size_v < decltype(Bound::factors) >> 0;
-    index_t const first = where.first_key + keys.first;
+    index_t const count = keys_.count;
     row_block<T> const key =
-        p_.key.rows(where.batch, p_.key_head(where.head), first, keys.size(), key_);
-    simd::multiply<Registers, false, Arch>(keys.size(), p_.dim, {key.data, key.stride, 1},
-                                           at_.query, width, scores_, width);
+        key_rows(p_.key, where, p_.key_head(where.head), keys_.each_run(), key_);
+    simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at_.query,
+                                           width, scores_, width);
     if constexpr (Gradients) {
       row_block<T> const value =
-          p_.value.rows(where.batch, p_.value_head(where.head), first, keys.size(), value_);
-      simd::multiply<Registers, false, Arch>(keys.size(), p_.value_dim,
-                                             {value.data, value.stride, 1}, at_.dout, width,
-                                             dweights_, width);
+          key_rows(p_.value, where, p_.value_head(where.head), keys_.each_run(), value_);
+      simd::multiply<Registers, false, Arch>(count, p_.value_dim, {value.data, value.stride, 1},
+                                             at_.dout, width, dweights_, width);
     }
-    score_tile<Registers, Arch, T, Bound> const tile{
-        bound,
-        at_.queries,
-        at_.positions,
-        keys,
-        masked_rows(bound.pattern, at_.queries.positions, keys),
-        scores_,
-        staged_,
-        staged_stride};
+    score_tile<Registers, Arch, T, Bound> const tile{bound,   at_.queries, at_.positions, keys_,
+                                                     scores_, staged_,     staged_stride};
     tile.stage();
     batch const hidden(-std::numeric_limits<T>::infinity());
-    for (index_t k = 0; k < keys.size(); ++k) {
+    for (index_t k = 0; k < count; ++k) {
       batch score[Registers], weight[Registers], dscore[Registers];
       [[maybe_unused]] batch factor[Registers];
       tile.finish(k, score);
@@ -127,6 +121,7 @@ class sweep_worker {
   T* dweights_;
   T* staged_;
   T* rows_;
+  key_tile<T> keys_;
 };
 
 /// Runs pieces of a sweep, f(piece, sweep, own): the sweep and `numbers` numbers at `own` are the
@@ -170,37 +165,36 @@ void observe_sweep(column_sums_into<T> const& observer, problem<T> const& p,
             intersect({piece % chunks * chunk, (piece % chunks + 1) * chunk}, {0, where.keys});
         auto const bound = whole.at(where);
         auto const sum = [&](index_t key) -> T& {
-          return observer.out(where.batch, where.head, where.first_key + key);
+          return observer.out(where.batch, where.head, where.key_row(key));
         };
         for (index_t key = keys.first; key < keys.last; ++key) sum(key) = T(0);
         for (index_t number = 0; number < panelling<T, Arch>::count(where.rows); ++number)
-          sweep.run(where, bound, number, keys,
-                    [&](auto const& tile, index_t k, auto&, auto& weight, auto&) {
-                      constexpr int registers =
-                          std::extent_v<std::remove_reference_t<decltype(weight)>>;
-                      alignas(64) T row_weight[batch::size];
-                      batch total(T(0));
-                      for (int r = 0; r < registers; ++r) {
-                        if (observer.row_weights.data() != nullptr) {
-                          for (std::size_t lane = 0; lane < batch::size; ++lane) {
-                            index_t const row = sweep.queries().rows.first +
-                                                r * static_cast<index_t>(batch::size) +
-                                                static_cast<index_t>(lane);
-                            row_weight[lane] = row < sweep.queries().rows.last
-                                                   ? observer.row_weights(where.batch, where.head,
-                                                                          where.first_row + row)
-                                                   : T(0);
-                          }
-                          weight[r] *= batch::load_aligned(row_weight);
-                        }
-                        total += weight[r];
-                      }
-                      alignas(64) T lanes[batch::size];
-                      total.store_aligned(lanes);
-                      T pair_sum = T(0);
-                      for (T lane : lanes) pair_sum += lane;
-                      sum(tile.keys.first + k) += pair_sum;
-                    });
+          sweep.run(
+              where, bound, number, keys,
+              [&](auto const& tile, index_t k, auto&, auto& weight, auto&) {
+                constexpr int registers = std::extent_v<std::remove_reference_t<decltype(weight)>>;
+                alignas(64) T row_weight[batch::size];
+                batch total(T(0));
+                for (int r = 0; r < registers; ++r) {
+                  if (observer.row_weights.data() != nullptr) {
+                    for (std::size_t lane = 0; lane < batch::size; ++lane) {
+                      index_t const row = sweep.queries().rows.first +
+                                          r * static_cast<index_t>(batch::size) +
+                                          static_cast<index_t>(lane);
+                      index_t const at = row < sweep.queries().rows.last ? where.row(row) : -1;
+                      row_weight[lane] =
+                          at < 0 ? T(0) : observer.row_weights(where.batch, where.head, at);
+                    }
+                    weight[r] *= batch::load_aligned(row_weight);
+                  }
+                  total += weight[r];
+                }
+                alignas(64) T lanes[batch::size];
+                total.store_aligned(lanes);
+                T pair_sum = T(0);
+                for (T lane : lanes) pair_sum += lane;
+                sum(tile.first_key() + k) += pair_sum;
+              });
       });
 }
 
@@ -221,16 +215,15 @@ void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p,
         if (number >= cut::count(where.rows)) return;
         interval const rows = cut::at(where, p.position, number).rows;
         auto const index_at = [&](index_t lane, index_t i) -> index_t& {
-          return observer.indices(where.batch, where.head, where.first_row + rows.first + lane, i);
+          return observer.indices(where.batch, where.head, where.row(rows.first + lane), i);
         };
         auto const set_weight = [&](index_t lane, index_t i, T weight) {
           if (observer.weights.data() != nullptr)
-            observer.weights(where.batch, where.head, where.first_row + rows.first + lane, i) =
-                weight;
+            observer.weights(where.batch, where.head, where.row(rows.first + lane), i) = weight;
         };
         std::fill_n(best, most * rows.size(), lowest);
         for (index_t lane = 0; lane < rows.size(); ++lane)
-          for (index_t i = 0; i < most; ++i) {
+          for (index_t i = 0; i < most && where.row(rows.first + lane) >= 0; ++i) {
             index_at(lane, i) = -1;
             set_weight(lane, i, T(0));
           }
@@ -246,6 +239,7 @@ void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p,
                         index_t const lane =
                             r * static_cast<index_t>(batch::size) + static_cast<index_t>(i);
                         if (lane >= rows.size()) break;
+                        if (where.row(rows.first + lane) < 0) continue;
                         T* const mine = best + lane * most;
                         index_t at = most;
                         while (at > 0 && scores[i] > mine[at - 1]) --at;
@@ -255,14 +249,15 @@ void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p,
                           index_at(lane, j) = index_at(lane, j - 1);
                         }
                         mine[at] = scores[i];
-                        index_at(lane, at) = where.first_key + tile.keys.first + k;
+                        index_at(lane, at) = where.key_row(tile.first_key() + k);
                       }
                     }
                   });
         if (observer.weights.data() == nullptr) return;
         constexpr double unit = decltype(whole.at(place{}).normaliser)::score_unit;
         for (index_t lane = 0; lane < rows.size(); ++lane) {
-          index_t const row = where.first_row + rows.first + lane;
+          index_t const row = where.row(rows.first + lane);
+          if (row < 0) continue;
           double const lse = static_cast<double>(saved.lse(where.batch, where.head, row)) +
                              static_cast<double>(saved.rest(where.batch, where.head, row));
           for (index_t i = 0; i < most; ++i)
@@ -321,7 +316,7 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
                     index_t const lane =
                         r * static_cast<index_t>(batch::size) + static_cast<index_t>(i);
                     if (lane < sweep.queries().count() && gradient[i] != T(0))
-                      f(lane, tile.keys.first + k, gradient[i], in[i], out[i]);
+                      f(lane, tile.first_key() + k, gradient[i], in[i], out[i]);
                   }
                 }
               });
@@ -382,9 +377,9 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
               for (index_t number = 0; number < panelling<T, Arch>::count(where.rows); ++number)
                 each_pair(sweep, where, bound, number, keys,
                           [&](index_t lane, index_t key, T gradient, T, T) {
-                            index_t const row = where.first_row + sweep.queries().rows.first + lane;
+                            index_t const row = where.row(sweep.queries().rows.first + lane);
                             sum.add(target(b, h, target.extent(2) > 1 ? row : 0,
-                                           by_key ? where.first_key + key : 0),
+                                           by_key ? where.key_row(key) : 0),
                                     static_cast<double>(gradient));
                           });
             }

@@ -49,14 +49,47 @@ void with_registers(int registers, F&& f) {
     f(std::integral_constant<int, 1>{});
 }
 
+/// Rows of a sequence, converted into `to`; zeros where no token stands.
+template <class T>
+void copy_query_rows(source<T> const& from, place const& where, interval rows, T* to,
+                     index_t stride) {
+  where.each_row_run(rows, [&](index_t before, interval tokens) {
+    if (tokens.first >= 0)
+      from.copy(where.batch, where.head, tokens.first, tokens.size(), to + before * stride, stride);
+    else
+      for (index_t r = 0; r < tokens.size(); ++r)
+        std::fill_n(to + (before + r) * stride, from.dim(), T(0));
+  });
+}
+
+/// Keys or values of some runs of a sequence's keys, one below the other: where they lie, or in `scratch`.
+template <class T>
+row_block<T> key_rows(source<T> const& from, place const& where, index_t head,
+                      std::span<interval const> runs, T* scratch, bool reused = false) {
+  if (runs.size() == 1 && where.order == nullptr)
+    return from.rows(where.batch, head, where.first_key + runs[0].first, runs[0].size(), scratch,
+                     reused);
+  T* to = scratch;
+  for (interval run : runs)
+    where.each_key_run(run, [&](index_t, interval tokens) {
+      from.copy(where.batch, head, tokens.first, tokens.size(), to, from.dim());
+      to += tokens.size() * from.dim();
+    });
+  return {scratch, from.dim()};
+}
+
 /// Query rows as columns: to[d][lane] = factor[lane] * row(lane)[d], zero in lanes beyond `count`.
 template <class Arch, class T>
 void load_columns(source<T> const& from, place const& where, interval rows, T const* factor, T* to,
                   index_t lanes, T* row_scratch) {
   using batch = xsimd::batch<T, Arch>;
   index_t const count = rows.size();
-  row_block<T> const block =
-      from.rows(where.batch, where.head, where.first_row + rows.first, count, row_scratch, true);
+  row_block<T> block{row_scratch, from.dim()};
+  if (where.order == nullptr)
+    block =
+        from.rows(where.batch, where.head, where.first_row + rows.first, count, row_scratch, true);
+  else
+    copy_query_rows(from, where, rows, row_scratch, from.dim());
   simd::transpose<Arch>(count, from.dim(), block.data, block.stride, to, lanes);
   for (index_t d = 0; d < from.dim(); ++d) {
     T* const column = to + d * lanes;
@@ -75,9 +108,103 @@ struct query_panel {
   interval_set keys;  // that it may meet
   T* query;           // [dim][lane], scaled, in units of scores
   T* positions;       // [lane]
+  index_t* standing;  // the same as whole numbers
 
   query_panel(arena& memory, index_t dim, index_t width)
-      : query(memory.take<T>(dim * width)), positions(memory.take<T>(width)) {}
+      : query(memory.take<T>(dim * width)),
+        positions(memory.take<T>(width)),
+        standing(memory.take<index_t>(width)) {}
+
+  std::span<index_t const> each_position() const {
+    return {standing, static_cast<std::size_t>(queries.count())};
+  }
+};
+
+/// The keys of a tile, and which queries of a panel do not meet them.
+template <class T>
+struct key_tile {
+  static constexpr index_t most_runs = keys_per_tile;
+
+  interval* runs;        // of the sequence's keys, one below the other in the tile
+  T* positions;          // [key row]
+  std::uint64_t* masks;  // [key row], of the lanes that meet the key; only in `masked`
+  int run_count = 0;
+  index_t count = 0;     // of keys
+  interval masked = {};  // the key rows that not every query meets
+
+  explicit key_tile(arena& memory)
+      : runs(memory.take<interval>(most_runs)),
+        positions(memory.take<T>(keys_per_tile)),
+        masks(memory.take<std::uint64_t>(keys_per_tile)) {}
+
+  std::span<interval const> each_run() const { return {runs, static_cast<std::size_t>(run_count)}; }
+
+  void clear() {
+    run_count = 0;
+    count = 0;
+    masked = {};
+  }
+
+  /// Adds a run of keys below the others, as they meet a panel. There is room for it.
+  void add(interval run, query_panel<T> const& panel, bound_any_pattern const& pattern,
+           coverage cover) {
+    for (index_t k = 0; k < run.size(); ++k) positions[count + k] = static_cast<T>(run.first + k);
+    // Masks are dearer than a look at the part.
+    constexpr index_t step = 32;
+    for (index_t first = run.first; cover != coverage::all && first < run.last; first += step) {
+      interval const part{first, std::min(first + step, run.last)};
+      if (run.size() <= step || pattern.cover(panel.queries.positions, part) != coverage::all)
+        mask(part, count + (first - run.first), panel, pattern);
+    }
+    if (run_count > 0 && runs[run_count - 1].last == run.first)
+      runs[run_count - 1].last = run.last;
+    else
+      runs[run_count++] = run;
+    count += run.size();
+  }
+
+  /// A tile of one run, without the keys at its ends that no query meets.
+  void set(interval run, query_panel<T> const& panel, bound_any_pattern const& pattern) {
+    clear();
+    coverage const cover =
+        run.empty() ? coverage::none : pattern.cover(panel.queries.positions, run);
+    if (cover == coverage::none) return;
+    add(run, panel, pattern, cover);
+    if (masked.empty()) return;
+    std::uint64_t const all = every(panel.each_position());
+    auto const is_empty = [&](index_t k) {
+      return masked.first <= k && k < masked.last && (masks[k] & all) == 0;
+    };
+    index_t first = 0, last = count;
+    while (first < last && is_empty(first)) ++first;
+    while (first < last && is_empty(last - 1)) --last;
+    if (first == 0 && last == count) return;
+    std::copy(masks + first, masks + last, masks);
+    std::copy(positions + first, positions + last, positions);
+    masked = intersect({masked.first - first, masked.last - first}, {0, last - first});
+    runs[0] = {run.first + first, run.first + last};
+    count = last - first;
+    if (count == 0) clear();
+  }
+
+ private:
+  void mask(interval part, index_t at, query_panel<T> const& panel,
+            bound_any_pattern const& pattern) {
+    auto const queries = panel.each_position();
+    pattern.mask(queries, part, masks + at);
+    std::uint64_t const all = every(queries);
+    for (index_t k = at; k < at + part.size(); ++k)
+      if ((masks[k] & all) != all) {
+        // What lies between masked rows and was met by all has no mask yet.
+        if (masked.empty()) masked = {k, k};
+        for (; masked.last < at; ++masked.last) masks[masked.last] = all;
+        masked.last = k + 1;
+      }
+  }
+
+  static std::uint64_t every(std::span<index_t const> queries) {
+    return ~std::uint64_t{0} >> (64 - queries.size());
+  }
 };
 
 /// Columns as rows of the output: the reverse of load_columns, each lane times its factor.
@@ -92,12 +219,16 @@ void store_columns(T* columns, index_t lanes, T const* factor, sink<T> const& to
       (batch::load_aligned(at) * batch::load_aligned(factor + lane)).store_aligned(at);
     }
   index_t const first = where.first_row + rows.first;
-  if (to.in_place()) {
+  if (to.in_place() && where.order == nullptr) {
     simd::transpose<Arch>(dim, rows.size(), columns, lanes, to.row(where.batch, where.head, first),
                           to.row_stride());
   } else {
     simd::transpose<Arch>(dim, rows.size(), columns, lanes, row_scratch, dim);
-    to.store(where.batch, where.head, first, rows.size(), row_scratch, dim);
+    where.each_row_run(rows, [&](index_t before, interval tokens) {
+      if (tokens.first >= 0)
+        to.store(where.batch, where.head, tokens.first, tokens.size(), row_scratch + before * dim,
+                 dim);
+    });
   }
 }
 
@@ -117,11 +248,12 @@ struct score_tile {
   Bound const& bound;
   panel const& queries;
   T const* positions;  // of the lanes
-  interval keys;
-  interval masked;      // the keys, of the tile's, that not every query meets
+  key_tile<T> const& keys;
   T* scores;            // [key][width], raw products in, scores out
   T* staged = nullptr;  // [modifier that reads][key][width]
   index_t staged_stride = 0;
+
+  index_t first_key() const { return keys.runs[0].first; }
 
   /// Fills in what modifiers read from memory, 0 in lanes beyond the last row. Call before finish.
   void stage() const {
@@ -129,8 +261,12 @@ struct score_tile {
     auto const fill = [&](auto const& modifier) {
       if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>) {
         T* const numbers = staged + reader++ * staged_stride;
-        modifier.fill(pair_tile<T>{numbers, queries.rows, keys, 1, width});
-        for (index_t k = 0; k < keys.size() && queries.count() < width; ++k)
+        T* part = numbers;
+        for (interval run : keys.each_run()) {
+          modifier.fill(pair_tile<T>{part, queries.rows, run, 1, width});
+          part += run.size() * width;
+        }
+        for (index_t k = 0; k < keys.count && queries.count() < width; ++k)
           std::fill(numbers + k * width + queries.count(), numbers + (k + 1) * width, T(0));
       }
     };
@@ -156,7 +292,7 @@ struct score_tile {
 #pragma GCC unroll 4
       for (int r = 0; r < Registers; ++r) score[r] *= batch(unit);
     }
-    if (masked.first <= k && k < masked.last) hide(k, score);
+    if (keys.masked.first <= k && k < keys.masked.last) hide(k, score);
   }
 
   /// What modifier number `Which` does in key row `k`: the scores before and after it, and d score / d after.
@@ -182,7 +318,7 @@ struct score_tile {
 
   /// The numerator factor of each pair of key row `k`, 1 if there is none.
   void factors(index_t k, batch (&factor)[Registers]) const {
-    batch const key(static_cast<T>(keys.first + k));
+    batch const key(keys.positions[k]);
 #pragma GCC unroll 4
     for (int r = 0; r < Registers; ++r) {
       batch const query = batch::load_aligned(positions + r * lanes);
@@ -196,7 +332,7 @@ struct score_tile {
   /// The scores of key row `k` through all modifiers; `seen` is shown each step.
   template <class Seen>
   void apply_modifiers(index_t k, batch (&score)[Registers], Seen&& seen) const {
-    batch const key(static_cast<T>(keys.first + k));
+    batch const key(keys.positions[k]);
     batch query[Registers];
 #pragma GCC unroll 4
     for (int r = 0; r < Registers; ++r) query[r] = batch::load_aligned(positions + r * lanes);
@@ -222,27 +358,10 @@ struct score_tile {
 
   void hide(index_t k, batch (&score)[Registers]) const {
     batch const hidden(-std::numeric_limits<T>::infinity());
-    auto const& pattern = bound.pattern;
-    if constexpr (requires(batch p) {
-                    { pattern.keep(p, p) } -> std::convertible_to<typename batch::batch_bool_type>;
-                  }) {
-      batch const key(static_cast<T>(keys.first + k));
+    std::uint64_t const mask = keys.masks[k];
 #pragma GCC unroll 4
-      for (int r = 0; r < Registers; ++r) {
-        batch const query = batch::load_aligned(positions + r * lanes);
-        score[r] = xsimd::select(pattern.keep(query, key), score[r], hidden);
-      }
-    } else {
-      alignas(64) T lane_scores[lanes];
-#pragma GCC unroll 4
-      for (int r = 0; r < Registers; ++r) {
-        score[r].store_aligned(lane_scores);
-        for (index_t lane = 0; lane < lanes; ++lane)
-          if (!pattern.keep(static_cast<index_t>(positions[r * lanes + lane]), keys.first + k))
-            lane_scores[lane] = -std::numeric_limits<T>::infinity();
-        score[r] = batch::load_aligned(lane_scores);
-      }
-    }
+    for (int r = 0; r < Registers; ++r)
+      score[r] = xsimd::select(simd::lanes_where<batch>(mask >> (r * lanes)), score[r], hidden);
   }
 };
 
@@ -258,19 +377,6 @@ constexpr bool hides(Bound const&, bool partial) {
   return partial || readers_of<Bound> > 0;
 }
 
-/// The rows of a tile of `keys` that some of the queries do not meet, counted from its first; none if all are met.
-template <class Pattern>
-interval masked_rows(Pattern const& pattern, interval queries, interval keys) {
-  constexpr index_t step = 16;
-  interval masked{keys.size(), 0};
-  for (index_t k = 0; k < keys.size(); k += step) {
-    interval const part = intersect({keys.first + k, keys.first + k + step}, keys);
-    if (pattern_cover(pattern, queries, part) != coverage::all)
-      masked = {std::min(masked.first, k), k + part.size()};
-  }
-  return masked;
-}
-
 /// Opens panel `number` of a place. `scratch` holds a panel's rows.
 template <class Arch, class T, class Bound>
 void open_panel(problem<T> const& p, place const& where, Bound const& bound, index_t number,
@@ -283,7 +389,8 @@ void open_panel(problem<T> const& p, place const& where, Bound const& bound, ind
   for (index_t lane = 0; lane < width; ++lane) {
     // Lanes beyond the last row stand where it stands; what they compute is never stored.
     index_t const row = std::min(at.queries.rows.first + lane, at.queries.rows.last - 1);
-    at.positions[lane] = static_cast<T>(p.position(where, row));
+    at.standing[lane] = p.position(where, row);
+    at.positions[lane] = static_cast<T>(at.standing[lane]);
     scale[lane] = p.score_scale(where, row) * score_tile<1, Arch, T, Bound>::query_unit;
   }
   load_columns<Arch>(p.query, where, at.queries.rows, scale, at.query, width, scratch);

@@ -32,6 +32,7 @@ struct bias {
       T const* first;
       index_t row_stride;
       index_t key_stride;
+      place where;
 
       /// A pair is hidden by -infinity even if its score is NaN.
       template <class Batch>
@@ -44,7 +45,7 @@ struct bias {
       template <class C>
       void fill(pair_tile<C> const& tile) const {
         if constexpr (std::same_as<T, C>)
-          if (key_stride == 1 && tile.row_stride == 1) {
+          if (key_stride == 1 && tile.row_stride == 1 && where.order == nullptr) {
             // The next panel of rows reads on below these, too far down to be foreseen.
             for (index_t row = tile.rows.first; row < tile.rows.last; ++row)
               for (index_t key = tile.keys.first; key < tile.keys.last;
@@ -54,15 +55,23 @@ struct bias {
                                                         &at(tile.rows.first, tile.keys.first),
                                                         row_stride, tile.data, tile.key_stride);
           }
-        for (index_t key = tile.keys.first; key < tile.keys.last; ++key)
-          for (index_t row = tile.rows.first; row < tile.rows.last; ++row)
-            tile.data[(row - tile.rows.first) * tile.row_stride +
-                      (key - tile.keys.first) * tile.key_stride] = number<C>(at(row, key));
+        where.each_key_run(tile.keys, [&](index_t keys_before, interval keys) {
+          where.each_row_run(tile.rows, [&](index_t rows_before, interval rows) {
+            for (index_t k = 0; k < keys.size(); ++k)
+              for (index_t r = 0; r < rows.size(); ++r)
+                tile.data[(rows_before + r) * tile.row_stride +
+                          (keys_before + k) * tile.key_stride] =
+                    rows.first < 0
+                        ? C(0)
+                        : number<C>(
+                              first[(rows.first + r) * row_stride + (keys.first + k) * key_stride]);
+          });
+        });
       }
 
      private:
       T const& at(index_t row, index_t key) const {
-        return first[row * row_stride + key * key_stride];
+        return first[(where.first_row + row) * row_stride + (where.first_key + key) * key_stride];
       }
 
       template <class C>
@@ -78,9 +87,8 @@ struct bias {
       auto const stride = [this](int axis) {
         return numbers.extent(axis) == 1 ? 0 : numbers.stride(axis);
       };
-      return {numbers.data() + where.batch * stride(0) + where.head * stride(1) +
-                  where.first_row * stride(2) + where.first_key * stride(3),
-              stride(2), stride(3)};
+      return {numbers.data() + where.batch * stride(0) + where.head * stride(1), stride(2),
+              stride(3), where};
     }
 
     void check(call_shape const& shape) const {
