@@ -1,25 +1,15 @@
 #!/usr/bin/env python3
 """Times PyTorch's scaled_dot_product_attention on the CPU at the sizes of heed_bench.
 
-Writes rows peer/torch_sdpa/... in Google Benchmark's JSON format. Knows --benchmark_filter and
---benchmark_min_time, and ignores Google Benchmark's other flags. Without PyTorch it writes nothing.
+Writes rows peer/torch_sdpa/... in Google Benchmark's JSON format; torch_rows.py says more.
 """
 
-import argparse
-import json
-import os
-import re
-import sys
-import time
+import torch_rows
+from torch_rows import ALL_THREADS, ELEMENTS, operands
 
-try:
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-except ImportError:
-    sys.exit("heed: no PyTorch for %s: its comparison is left out" % sys.executable)
+import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-ELEMENTS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-ALL_THREADS = [1] + [n for n in (2, 4, 8, 16) if n <= len(os.sched_getaffinity(0))]
 BEYOND_CACHE = 1 << 28
 
 
@@ -52,10 +42,6 @@ def rows():
                4 * keys * heads * dim)
 
 
-def operands(element, heads, positions, dim, count=3):
-    return [torch.randn(1, heads, positions, dim).to(ELEMENTS[element]) for _ in range(count)]
-
-
 def forward(element, dim, n, heads, causal):
     q, k, v = operands(element, heads, n, dim)
     return lambda: scaled_dot_product_attention(q, k, v, is_causal=bool(causal))
@@ -84,49 +70,4 @@ def decode(element, dim, keys, heads, key_heads):
     return step
 
 
-def timed(call, threads, least):
-    """Iterations, and seconds of each by the clock on the wall and by the processor's."""
-    call()
-    iterations, start, processor_start = 0, time.perf_counter(), time.thread_time()
-    while True:
-        call()
-        iterations += 1
-        wall = time.perf_counter() - start
-        processor = time.thread_time() - processor_start
-        if (processor if threads == 1 else wall) >= least or wall > 10 * least + 1:
-            return iterations, wall / iterations, processor / iterations
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--benchmark_filter", default="")
-    parser.add_argument("--benchmark_min_time", default="0.2")
-    parser.add_argument("--out", required=True, help="the JSON file to write")
-    options, _ = parser.parse_known_args()
-    chosen = re.compile("" if options.benchmark_filter == "all" else options.benchmark_filter)
-    seconds = re.fullmatch(r"([0-9.]+)s?", options.benchmark_min_time)
-    least = float(seconds.group(1)) if seconds else 0.2
-
-    torch.set_grad_enabled(False)
-    results = []
-    for name, threads, make, operations in rows():
-        name = "peer/torch_sdpa/" + name
-        if not chosen.search(name):
-            continue
-        torch.set_num_threads(threads)
-        try:
-            call = make()
-            iterations, wall, processor = timed(call, threads, least)
-        except RuntimeError as refusal:
-            print(f"{name}: {refusal}", file=sys.stderr)
-            continue
-        rate = operations / (processor if threads == 1 else wall)
-        print(f"{name:<76} {wall * 1e3:9.2f} ms {processor * 1e3:9.2f} ms {rate * 1e-9:9.1f} GFLOP/s", flush=True)
-        results.append({"name": name, "run_name": name, "run_type": "iteration", "iterations": iterations,
-                        "real_time": wall * 1e3, "cpu_time": processor * 1e3, "time_unit": "ms",
-                        "flops": rate})
-    with open(options.out, "w") as file:
-        json.dump({"context": {"torch": torch.__version__}, "benchmarks": results}, file, indent=1)
-
-
-main()
+torch_rows.main(__doc__, (("peer/torch_sdpa/" + name, *rest) for name, *rest in rows()))
