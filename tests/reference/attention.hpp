@@ -53,6 +53,7 @@ struct options {
   tensor<double, 3> row_scale;  // [batch, head, row]
   std::vector<modifier> modifiers;
   std::function<bool(index_t sequence, index_t query, index_t key)> keep;
+  std::function<bool(index_t sequence, index_t head, index_t query, index_t key)> keep_in_head;
   std::function<double(index_t query, index_t key)> factor;
   alignment align = alignment::bottom_right;
   tensor<index_t, 2> positions;            // [sequence|1, row]
@@ -170,7 +171,8 @@ std::vector<T> score_steps(tensor<T, 4> const& q, tensor<T, 4> const& k, options
 }
 
 inline bool kept(options const& o, row const& r, index_t j) {
-  return !o.keep || o.keep(r.sequence, r.position, j);
+  return (!o.keep || o.keep(r.sequence, r.position, j)) &&
+         (!o.keep_in_head || o.keep_in_head(r.sequence, r.head, r.position, j));
 }
 
 template <class T>

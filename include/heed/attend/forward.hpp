@@ -420,7 +420,10 @@ template <class Arch, element K, element V, class T, class Sentence, class Execu
           class Observers>
 void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& observers,
                   Executor const& run_on, workspace& memory, sink<T> const& out) {
+  // The groups of an arrangement are windows of something, of few rows but not few of them.
+  bool const arranged{p.sequence.order};
   if constexpr (decodes<decltype(whole.at(place{}))>) {
+    if (arranged) return panel_pass<Arch>(p, whole, observers, run_on, memory, out, 1);
     decode_pass<Arch>(p, whole, observers, run_on, memory, out,
                       stored_products<T, Arch>::template of<K>(),
                       stored_products<T, Arch>::template of<V>());

@@ -1,0 +1,110 @@
+#include "support/attention_check.hpp"
+#include "support/random.hpp"
+
+#include <heed/pattern/band.hpp>
+#include <heed/pattern/columns.hpp>
+#include <heed/pattern/place.hpp>
+
+// The engine's ways through patterns: masks, runs of scattered keys, arrangements.
+
+using heed::index_t;
+using heed::interval;
+using support::attention_case;
+using support::for_each_seed;
+using support::seed_t;
+
+namespace {
+
+/// Keys that lie a multiple of `step` behind the query or ahead of it.
+struct every_nth {
+  index_t step;
+
+  bool keep(index_t query, index_t key) const { return (key - query) % step == 0; }
+  interval next_keys(interval queries, index_t from, index_t count) const {
+    if (queries.size() >= step) return {from, count};
+    for (; from < count; ++from)
+      for (index_t q = queries.first; q < queries.last; ++q)
+        if (keep(q, from)) return {from, from + 1};
+    return {};
+  }
+};
+
+/// The tokens dealt out to groups in turn, and the queries of a group last token first, padded to a multiple of 5.
+struct dealt {
+  index_t tokens;
+  index_t hands;
+
+  index_t groups() const { return hands; }
+  index_t keys(index_t group) const { return (tokens - group + hands - 1) / hands; }
+  index_t rows(index_t group) const { return (keys(group) + 4) / 5 * 5; }
+  interval key_run(index_t group, index_t slot) const {
+    index_t const token = slot * hands + group;
+    return {token, hands == 1 ? tokens : token + 1};
+  }
+  interval query_run(index_t group, index_t slot) const {
+    index_t const last = keys(group) - 1;
+    if (slot > last) return {slot - rows(group), 0};
+    index_t const token = (last - slot) * hands + group;
+    return {token, token + 1};
+  }
+};
+
+}  // namespace
+
+TEST_CASE("patterns with masks and runs", "[attend]") {
+  for_each_seed("patterns with masks and runs", 60, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const rows = draw.between(1, 90), keys = draw.between(1, 300),
+                  left = draw.between(0, 60), step = draw.between(1, 70);
+    heed::sliding_window const window{left, 0};
+    auto const in_window = [=](index_t, index_t, index_t p, index_t j) {
+      return p - left <= j && j <= p;
+    };
+    auto const nth = [=](index_t, index_t, index_t p, index_t j) { return (j - p) % step == 0; };
+    switch (draw.between(0, 3)) {
+      case 0:
+        return support::attention_complaint(
+            seed, {.pattern = window, .keep = in_window, .rows = rows, .keys = keys});
+      case 1:
+        return support::attention_complaint(
+            seed, {.pattern = every_nth{step}, .keep = nth, .rows = rows, .keys = keys});
+      case 2:
+        return support::attention_complaint(
+            seed, {.pattern = every_nth{step} | window,
+                   .keep = [=](auto... x) { return nth(x...) || in_window(x...); },
+                   .rows = rows,
+                   .keys = keys});
+      default:
+        return support::attention_complaint(
+            seed, {.pattern = every_nth{step} & heed::causal{} & ~heed::first_keys{3},
+                   .keep = [=](index_t b, index_t h, index_t p,
+                               index_t j) { return nth(b, h, p, j) && j <= p && j >= 3; },
+                   .rows = rows,
+                   .keys = keys});
+    }
+  });
+}
+
+TEST_CASE("arranged tokens", "[attend]") {
+  for_each_seed("arranged tokens", 40, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const tokens = draw.between(1, 200), hands = draw.between(1, 5);
+    dealt const order{tokens, hands};
+    // Slots: key slot s is token s * hands + group, query slot s the s-th from behind.
+    auto const slot_of_query = [=](index_t token) {
+      return order.keys(token % hands) - 1 - token / hands;
+    };
+    index_t const reach = draw.between(0, 20);
+    return support::attention_complaint(
+        seed, {.pattern = heed::sliding_window{reach, reach},
+               .keep =
+                   [=](index_t, index_t, index_t i, index_t j) {
+                     index_t const distance = j / hands - slot_of_query(i);
+                     return i % hands == j % hands && -reach <= distance && distance <= reach;
+                   },
+               .rows = tokens,
+               .keys = tokens,
+               .batches = draw.between(1, 2),
+               .order = heed::any_arrangement(order)});
+  });
+}
