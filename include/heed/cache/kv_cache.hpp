@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/cache/rotation.hpp>
 #include <heed/view/copy.hpp>
 
 namespace heed {
@@ -28,12 +29,20 @@ class kv_cache {
   /// Throws heed::error, changing nothing, if they do not fit.
   template <element K, element V>
   void append(tensor_view<K, 4> new_keys, tensor_view<V, 4> new_values) {
-    index_t const count = new_keys.extent(1);
-    require_rows("keys", new_keys.extents(), keys_.extents(), count);
-    require_rows("values", new_values.extents(), values_.extents(), count);
-    copy_elements(new_keys, keys_.slice(1, length_, count));
-    copy_elements(new_values, values_.slice(1, length_, count));
-    length_ += count;
+    append_with(new_keys, new_values, [&](auto to) { copy_elements(new_keys, to); });
+  }
+
+  /// The same with the keys rotated: by one number of positions, for a block of keys that is cached elsewhere at
+  /// positions from 0 on, or by one for each key, for keys that are not rotated yet. See rotation.hpp.
+  template <element K, element V>
+  void append(tensor_view<K, 4> new_keys, tensor_view<V, 4> new_values, rotary const& how,
+              index_t by) {
+    append_with(new_keys, new_values, [&](auto to) { rotate(how, new_keys, to, by); });
+  }
+  template <element K, element V>
+  void append(tensor_view<K, 4> new_keys, tensor_view<V, 4> new_values, rotary const& how,
+              std::span<index_t const> by) {
+    append_with(new_keys, new_values, [&](auto to) { rotate(how, new_keys, to, by); });
   }
 
   /// Forgets the positions from `length` on: to start again, or to take back drafted tokens.
@@ -56,6 +65,16 @@ class kv_cache {
 
  private:
   using shape = typename tensor_view<T, 4>::index_array;
+
+  template <element K, element V, class StoreKeys>
+  void append_with(tensor_view<K, 4> new_keys, tensor_view<V, 4> new_values, StoreKeys store_keys) {
+    index_t const count = new_keys.extent(1);
+    require_rows("keys", new_keys.extents(), keys_.extents(), count);
+    require_rows("values", new_values.extents(), values_.extents(), count);
+    store_keys(keys_.slice(1, length_, count));
+    copy_elements(new_values, values_.slice(1, length_, count));
+    length_ += count;
+  }
 
   void require_length(index_t length) const {
     require(length >= 0 && length <= capacity(), [&] {
