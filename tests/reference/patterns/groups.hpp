@@ -35,15 +35,13 @@ inline bool rolled_groups(index_t i, index_t j, index_t N, index_t group) {
   return place_of_i / group == place_of_j / group && place_of_j <= place_of_i;
 }
 
-/// The block, of consecutive blocks of these lengths, that a position lies in.
+/// The block, of consecutive blocks of these lengths, that a position lies in. What follows belongs to the last.
 inline index_t block_of(std::vector<index_t> const& lengths, index_t position) {
-  index_t block = 0;
-  for (index_t length : lengths) {
-    if (position < length) break;
+  for (index_t block = 0;; ++block) {
+    index_t const length = lengths[static_cast<std::size_t>(block)];
+    if (position < length || block + 1 == static_cast<index_t>(lengths.size())) return block;
     position -= length;
-    ++block;
   }
-  return block;
 }
 
 /// Block-Attention: blind to other blocks, but for the last block, which sees everything before it.
@@ -53,13 +51,13 @@ inline bool block_attention(index_t i, index_t j, std::vector<index_t> const& le
 }
 
 /// Parallel contexts: label 0 the shared leading tokens, 1 … G the pieces, G + 1 the tail.
-inline bool parallel_contexts(index_t i, index_t j, index_t shared,
-                              std::vector<index_t> const& pieces,
+inline bool parallel_contexts(index_t i, index_t j, index_t shared, std::vector<index_t> lengths,
                               std::vector<bool> const& selected) {
+  lengths.push_back(1);  // the tail, which goes on
   auto const label = [&](index_t x) {
-    return x < shared ? index_t{0} : 1 + block_of(pieces, x - shared);
+    return x < shared ? index_t{0} : 1 + block_of(lengths, x - shared);
   };
-  auto const tail = static_cast<index_t>(pieces.size()) + 1;
+  auto const tail = static_cast<index_t>(lengths.size());
   index_t const a = label(i), b = label(j);
   bool const seen =
       b == 0 || a == b || (a == tail && b < tail && selected[static_cast<std::size_t>(b - 1)]);
