@@ -26,6 +26,9 @@ class boxed_axis {
   constexpr index_t tile() const { return tile_; }
   constexpr index_t boxes() const { return boxes_; }
 
+  /// Whether boxes follow one another without padding.
+  constexpr bool gapless() const { return boxes_ == per_period_ || period_ % tile_ == 0; }
+
   /// The coordinates of a box.
   constexpr interval box(index_t number) const {
     index_t const period = boxes_ == per_period_ ? 0 : number / per_period_;
@@ -79,6 +82,21 @@ struct box_order {
       lane = end;
     }
     return slots;
+  }
+
+  /// The tokens at a slot and after it, as far as they are consecutive, where the queries are those of a lattice. Runs
+  /// along the last axis; slots of padding are below 0.
+  constexpr interval run(lattice<d> const& tokens, index_t slot) const {
+    if (index_t const none = padding(slot); none > 0) return {-none, 0};
+    grid_point<d> const at = place(slot);
+    index_t const token = tokens.token(at);
+    if (tokens.step[d - 1] != 1) return {token, token + 1};
+    boxed_axis const& last = axes[d - 1];
+    index_t const lanes = grid_size(tile());
+    // Boxes of a single line follow one another along it.
+    bool const line = lanes == last.tile() && last.gapless();
+    index_t const end = line ? last.length() : last.box(slot / lanes % last.boxes()).last;
+    return {token, token + end - at[d - 1]};
   }
 
   /// The coordinates of the queries of box `number`.
@@ -341,6 +359,12 @@ struct query_tile {
 };
 
 namespace detail {
+
+inline void expect_lanes(char const* name, index_t lanes) {
+  require(lanes >= 1 && lanes <= 64, [&] {
+    return std::string(name) + " has lanes " + std::to_string(lanes) + "; expected 1 to 64";
+  });
+}
 
 /// The keys that the boxes of an axis meet, summed over boxes.
 template <class Axis>

@@ -63,9 +63,7 @@ class neighborhood_order {
   /// engine works on at a time.
   neighborhood_order(neighborhood<d> const& around, index_t lanes) : around_(around) {
     around.check();
-    require(lanes >= 1 && lanes <= 64, [&] {
-      return "neighborhood_order has lanes " + std::to_string(lanes) + "; expected 1 to 64";
-    });
+    detail::expect_lanes("neighborhood_order", lanes);
     tile_ = best_query_tile(around, lanes);
   }
 
@@ -77,18 +75,7 @@ class neighborhood_order {
   index_t keys(index_t group) const { return tokens(group).size(); }
 
   interval query_run(index_t group, index_t slot) const {
-    box_order<d> const order = queries(group);
-    if (index_t const padding = order.padding(slot); padding > 0) return {-padding, 0};
-    lattice<d> const all = tokens(group);
-    grid_point<d> const at = order.place(slot);
-    index_t const token = all.token(at);
-    if (all.step[d - 1] != 1) return {token, token + 1};
-    // Boxes of a single line follow one another along it.
-    boxed_axis const& last = order.axes[d - 1];
-    index_t const lanes = grid_size(order.tile());
-    bool const lines = lanes == last.tile() && tile_.period[d - 1] >= all.count[d - 1];
-    index_t const end = lines ? all.count[d - 1] : last.box(slot / lanes % last.boxes()).last;
-    return {token, token + end - at[d - 1]};
+    return queries(group).run(tokens(group), slot);
   }
   interval key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
 
