@@ -261,14 +261,17 @@ TEST_CASE("numbers of tokens follow them into any order", "[pattern][quick]") {
             [&](index_t, index_t j) { return token(j) >= 0 && token(j) % 3 == 0; }, exact) == "");
 
   numbers<int> const kinds(draw, 1, 1, 20, [](index_t n) { return n % 3; });
-  bool const table[]{true, false, false, true, false, true, false, true, true};
-  heed::tensor_view<bool const, 2> const admitted(table, {3, 3});
-  CHECK(check_pattern(
-            draw, heed::labels{kinds.view(), kinds.view(), admitted}, where,
-            [&](index_t p, index_t j) {
-              return token(p) >= 0 && token(j) >= 0 && admitted(token(p) % 3, token(j) % 3);
-            },
-            exact) == "");
+  bool const some[]{true, false, false, true, false, true, false, true, true};
+  bool const all[]{true, true, true, true, true, true, true, true, true};
+  for (bool const* table : {some, all}) {
+    heed::tensor_view<bool const, 2> const admitted(table, {3, 3});
+    CHECK(check_pattern(
+              draw, heed::labels{kinds.view(), kinds.view(), admitted}, where,
+              [&](index_t p, index_t j) {
+                return token(p) >= 0 && token(j) >= 0 && admitted(token(p) % 3, token(j) % 3);
+              },
+              exact) == "");
+  }
 
   numbers<index_t> const first(draw, 1, 1, 20, [](index_t n) { return n / 3; }),
       last(draw, 1, 1, 20, [](index_t n) { return n / 2 + 5; });
