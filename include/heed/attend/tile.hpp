@@ -23,6 +23,11 @@ struct panel {
   index_t count() const { return rows.size(); }
 };
 
+/// The queries that the engine works on at a time, of the type of the computation: what an arrangement that puts
+/// queries in boxes has for the size of a box.
+template <class T, class Arch = xsimd::default_arch>
+inline constexpr index_t panel_lanes = simd::tile_shape<T, Arch>::max_lanes;
+
 /// How the rows of a sequence are cut into panels; a function of their number alone.
 template <class T, class Arch>
 struct panelling {
