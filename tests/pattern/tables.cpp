@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 // Patterns that read numbers of rows and keys from memory: any batch, head, packing and order of tokens.
@@ -243,6 +244,36 @@ TEST_CASE("types of tokens as lifetimes", "[pattern][quick]") {
   std::vector<index_t> const all(10, 10);
   CHECK(kept_pairs(heed::lifetimes{{all, {1, 1, 10}}}, 10, 10) ==
         kept_pairs(heed::causal{}, 10, 10));
+}
+
+TEST_CASE("labels met causally are slices of runs", "[pattern][quick]") {
+  for_each_seed("labels, causally", 300, [](seed_t seed) {
+    support::random draw(seed);
+    bool table[9];
+    for (bool& each : table) each = draw.one_in(2);
+    std::vector<int> tags;
+    std::vector<std::pair<int, index_t>> runs;  // a label and how many tokens of it
+    for (index_t n = draw.between(1, 12); n > 0; --n) {
+      int const label = static_cast<int>(draw.between(0, 2));
+      if (!runs.empty() && runs.back().first == label) continue;
+      runs.emplace_back(label, draw.between(1, 30));
+      tags.insert(tags.end(), static_cast<std::size_t>(runs.back().second), label);
+    }
+    // The whole of earlier runs that are admitted, and the run itself causally.
+    index_t expected = 0;
+    for (std::size_t x = 0; x < runs.size(); ++x)
+      for (std::size_t y = 0; y <= x; ++y)
+        if (table[3 * runs[x].first + runs[y].first])
+          expected +=
+              x == y ? runs[x].second * (runs[x].second + 1) / 2 : runs[x].second * runs[y].second;
+    auto const N = static_cast<index_t>(tags.size());
+    heed::tensor_view<int const, 3> const kinds(tags, {1, 1, N});
+    index_t const counted = kept_pairs(
+        heed::causal{} & heed::labels{kinds, kinds, {std::as_const(table), {3, 3}}}, N, N);
+    return counted == expected
+               ? std::string()
+               : std::to_string(counted) + " pairs, not " + std::to_string(expected);
+  });
 }
 
 TEST_CASE("numbers of tokens follow them into any order", "[pattern][quick]") {

@@ -37,27 +37,34 @@ index_t pairs_of_tile(P const& pattern, interval queries, interval keys) {
   return pairs;
 }
 
+template <bound_pattern P>
+index_t pairs_of_place(P const& pattern, index_t rows, index_t keys) {
+  if constexpr (requires { pattern.pairs(rows, keys); }) {
+    return pattern.pairs(rows, keys);
+  } else {
+    constexpr index_t panel = 64;
+    index_t pairs = 0;
+    for (index_t row = 0; row < rows; row += panel) {
+      index_t const first = row + keys - rows;
+      interval const queries{first, first + std::min(panel, rows - row)};
+      interval run = next_run(pattern, queries, 0, keys);
+      for (; !run.empty(); run = next_run(pattern, queries, run.last, keys))
+        pairs += pairs_of_tile(pattern, queries, run);
+    }
+    return pairs;
+  }
+}
+
 }  // namespace detail
 
 /// The number of pairs that a pattern keeps at one place, the last query at the last key: in closed form if the
 /// pattern has one, otherwise tile by tile. Attention costs 2 (head_dim + value_dim) operations for each.
 template <pattern P>
 index_t kept_pairs(P const& pattern, place const& where) {
-  auto const bound = bind_at(pattern, where);
-  if constexpr (requires { bound.pairs(where.rows, where.keys); }) {
-    return bound.pairs(where.rows, where.keys);
-  } else {
-    constexpr index_t panel = 64;
-    index_t pairs = 0;
-    for (index_t row = 0; row < where.rows; row += panel) {
-      index_t const first = row + where.keys - where.rows;
-      interval const queries{first, first + std::min(panel, where.rows - row)};
-      interval run = next_run(bound, queries, 0, where.keys);
-      for (; !run.empty(); run = next_run(bound, queries, run.last, where.keys))
-        pairs += detail::pairs_of_tile(bound, queries, run);
-    }
-    return pairs;
-  }
+  if constexpr (requires { pattern.bind(where); })
+    return detail::pairs_of_place(pattern.bind(where), where.rows, where.keys);
+  else
+    return detail::pairs_of_place(pattern, where.rows, where.keys);
 }
 
 /// The same for a pattern without parameters by batch or head, or for the first of each.
