@@ -65,38 +65,21 @@ struct box_order {
     return at;
   }
 
-  /// The slots of padding from a slot to the next query of the box; 0 where a query stands.
-  constexpr index_t padding(index_t slot) const {
-    index_t const lanes = grid_size(tile());
-    grid_box<d> const around = box(slot / lanes);
-    index_t slots = 0;
-    for (index_t lane = slot % lanes; lane < lanes;) {
-      grid_point<d> const at = grid_place(tile(), lane);
-      std::size_t a = 0;
-      while (a < d && at[a] < around[a].size()) ++a;
-      if (a == d) break;
-      index_t inner = 1;
-      for (std::size_t b = a + 1; b < d; ++b) inner *= axes[b].tile();
-      index_t const end = (lane / (axes[a].tile() * inner) + 1) * axes[a].tile() * inner;
-      slots += end - lane;
-      lane = end;
-    }
-    return slots;
-  }
-
   /// The tokens at a slot and after it, as far as they are consecutive, where the queries are those of a lattice. Runs
   /// along the last axis; slots of padding are below 0.
   constexpr interval run(lattice<d> const& tokens, index_t slot) const {
-    if (index_t const none = padding(slot); none > 0) return {-none, 0};
-    grid_point<d> const at = place(slot);
+    grid_point<d> const shape = tile();
+    index_t const lanes = grid_size(shape), number = slot / lanes, lane = slot - number * lanes;
+    grid_box<d> const around = box(number);
+    if (index_t const padding = padding_from(lane, around); padding > 0) return {-padding, 0};
+    grid_point<d> at = grid_place(shape, lane);
+    for (std::size_t a = 0; a < d; ++a) at[a] += around[a].first;
     index_t const token = tokens.token(at);
     if (tokens.step[d - 1] != 1) return {token, token + 1};
-    boxed_axis const& last = axes[d - 1];
-    index_t const lanes = grid_size(tile());
     // Boxes of a single line follow one another along it.
+    boxed_axis const& last = axes[d - 1];
     bool const line = lanes == last.tile() && last.gapless();
-    index_t const end = line ? last.length() : last.box(slot / lanes % last.boxes()).last;
-    return {token, token + end - at[d - 1]};
+    return {token, token + (line ? last.length() : around[d - 1].last) - at[d - 1]};
   }
 
   /// The coordinates of the queries of box `number`.
@@ -138,6 +121,23 @@ struct box_order {
   }
 
  private:
+  /// The slots without a query from a lane of a box to the next query, or to the end of the box.
+  constexpr index_t padding_from(index_t lane, grid_box<d> const& around) const {
+    grid_point<d> const shape = tile();
+    index_t const first = lane, lanes = grid_size(shape);
+    while (lane < lanes) {
+      grid_point<d> const at = grid_place(shape, lane);
+      std::size_t a = 0;
+      while (a < d && at[a] < around[a].size()) ++a;
+      if (a == d) break;
+      // To the end of this axis in the box.
+      index_t inner = 1;
+      for (std::size_t b = a + 1; b < d; ++b) inner *= shape[b];
+      lane = (lane / (shape[a] * inner) + 1) * shape[a] * inner;
+    }
+    return lane - first;
+  }
+
   template <class F>
   constexpr grid_point<d> each_axis(F f) const {
     grid_point<d> numbers;

@@ -65,6 +65,13 @@ class neighborhood_order {
     around.check();
     detail::expect_lanes("neighborhood_order", lanes);
     tile_ = best_query_tile(around, lanes);
+    for (std::size_t a = 0; a < d; ++a) {
+      auto const cut = [&](index_t group) {
+        return boxed_axis(around.axis(a).group_length(group), tile_.tile[a], tile_.period[a]);
+      };
+      boxes_[a] = {cut(0), cut(around.dilation[a] - 1)};
+      longer_[a] = around.canvas[a] % around.dilation[a];
+    }
   }
 
   neighborhood<d> const& parameters() const { return around_; }
@@ -102,30 +109,38 @@ class neighborhood_order {
   /// The pattern in one group.
   axis_product<window_axis, d> pattern_of(index_t group) const {
     axis_product<window_axis, d> bound;
-    grid_point<d> const residue = grid_place(around_.dilation, group);
-    for (std::size_t a = 0; a < d; ++a) bound.axes[a] = around_.axis(a).group(residue[a]);
     bound.queries = queries(group);
+    for (std::size_t a = 0; a < d; ++a)
+      bound.axes[a] = {bound.queries.axes[a].length(), around_.window[a], around_.stride[a],
+                       around_.causal[a]};
     return bound;
   }
 
  private:
   lattice<d> tokens(index_t group) const {
-    lattice<d> tokens{around_.canvas, grid_place(around_.dilation, group), around_.dilation, {}};
-    for (std::size_t a = 0; a < d; ++a)
-      tokens.count[a] = around_.axis(a).group_length(tokens.first[a]);
+    lattice<d> tokens{around_.canvas, residue(group), around_.dilation, {}};
+    for (std::size_t a = 0; a < d; ++a) tokens.count[a] = boxes(a, tokens.first[a]).length();
     return tokens;
   }
   box_order<d> queries(index_t group) const {
-    grid_point<d> const residue = grid_place(around_.dilation, group);
+    grid_point<d> const first = residue(group);
     box_order<d> order;
-    for (std::size_t a = 0; a < d; ++a)
-      order.axes[a] =
-          boxed_axis(around_.axis(a).group_length(residue[a]), tile_.tile[a], tile_.period[a]);
+    for (std::size_t a = 0; a < d; ++a) order.axes[a] = boxes(a, first[a]);
     return order;
+  }
+
+  grid_point<d> residue(index_t group) const {
+    return group == 0 ? grid_point<d>{} : grid_place(around_.dilation, group);
+  }
+  boxed_axis const& boxes(std::size_t a, index_t first) const {
+    return boxes_[a][first < longer_[a] ? 0 : 1];
   }
 
   neighborhood<d> around_;
   query_tile<d> tile_;
+  // Groups come in two lengths on each axis: the first groups may be longer.
+  grid_point<d> longer_{};
+  std::array<std::array<boxed_axis, 2>, d> boxes_{};
 };
 
 /// The pairs of a neighborhood, in the slots of its order.
