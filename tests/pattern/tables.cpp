@@ -1,4 +1,5 @@
 #include "support/tables.hpp"
+#include "support/attention_check.hpp"
 #include "support/pattern_check.hpp"
 
 #include <heed/pattern/band.hpp>
@@ -9,6 +10,7 @@
 #include <heed/pattern/row_ranges.hpp>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -317,6 +319,77 @@ TEST_CASE("numbers of tokens follow them into any order", "[pattern][quick]") {
             draw, heed::lifetimes{last.view()}, where,
             [&](index_t p, index_t j) { return token(j) >= 0 && j <= p && p < token(j) / 2 + 5; },
             exact) == "");
+}
+
+TEST_CASE("attention of tables, forward, backward and decoded", "[pattern][quick]") {
+  for_each_seed("attention of tables", 60, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const B = draw.between(1, 2), H = 2, N = draw.between(1, 120), M = draw.between(N, 250);
+    auto const numbers_to = [&](index_t count, index_t most) {
+      return numbers<index_t>(draw, B, H, count, [&](index_t) { return draw.between(0, most); });
+    };
+    using keep_t = std::function<bool(index_t, index_t, index_t, index_t)>;
+    auto const check = [&](char const* name, heed::any_pattern const& pattern, keep_t const& keep,
+                           bool decodes) {
+      std::string const complaint = support::attention_complaint(seed, {.pattern = pattern,
+                                                                        .keep = keep,
+                                                                        .rows = N,
+                                                                        .keys = M,
+                                                                        .batches = B,
+                                                                        .heads = H,
+                                                                        .decodes = decodes});
+      return complaint.empty() ? "" : name + (": " + complaint);
+    };
+    switch (draw.between(0, 4)) {
+      case 0: {
+        index_t const odds = draw.between(2, 20);
+        numbers<bool> const marks(draw, B, H, M, [&](index_t) { return draw.one_in(odds); });
+        return check(
+            "key_set", heed::key_set{marks.view()},
+            [&](index_t b, index_t h, index_t, index_t j) { return marks(b, h, j); }, true);
+      }
+      case 1: {
+        auto const list = sorted_list(draw, M, draw.between(0, 60));
+        index_t const size = static_cast<index_t>(list.size());
+        return check(
+            "key_list", heed::key_list{{list, {1, 1, size}}} & heed::causal{},
+            [&](index_t, index_t, index_t p, index_t j) {
+              return j <= p && std::find(list.begin(), list.end(), j) != list.end();
+            },
+            true);
+      }
+      case 2: {
+        auto const first = numbers_to(N, M), last = numbers_to(N, M);
+        return check(
+            "row_ranges", heed::row_ranges{first.view(), last.view()},
+            [&](index_t b, index_t h, index_t p, index_t j) {
+              index_t const i = p + N - M;
+              return first(b, h, i) <= j && j < last(b, h, i);
+            },
+            false);
+      }
+      case 3: {
+        numbers<int> const rows(draw, B, H, N, [&](index_t) { return draw.between(0, 2); }),
+            keys(draw, B, H, M, [&](index_t n) { return n / 20 % 3; });
+        bool const table[]{true, false, true, false, false, true, false, false, false};
+        heed::tensor_view<bool const, 2> const admitted(table, {3, 3});
+        return check(
+            "labels", heed::labels{rows.view(), keys.view(), admitted},
+            [&](index_t b, index_t h, index_t p, index_t j) {
+              return admitted(rows(b, h, p + N - M), keys(b, h, j));
+            },
+            false);
+      }
+      default: {
+        numbers<index_t> const ends(draw, B, H, M,
+                                    [&](index_t n) { return n + draw.between(1, 80); });
+        return check(
+            "lifetimes", heed::lifetimes{ends.view()},
+            [&](index_t b, index_t h, index_t p, index_t j) { return j <= p && p < ends(b, h, j); },
+            true);
+      }
+    }
+  });
 }
 
 TEST_CASE("tables that do not fit are refused", "[pattern][quick]") {
