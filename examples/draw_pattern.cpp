@@ -539,15 +539,9 @@ std::vector<entry> const catalogue{
      }},
 
     {"self_modal", "modality=0,1,0,1,1", "keys of the query's own modality",
-     [](arguments& a) {
-       return heed::self_modal(a.table<int, 3>(a.spread("modality", a.rows)),
-                               a.table<int, 3>(a.spread("modality", a.keys)));
-     }},
+     [](arguments& a) { return heed::self_modal(a.table<int, 3>(a.spread("modality", a.keys))); }},
     {"cross_modal", "modality=0,1,0,1,1", "keys of the other modalities, and the own key",
-     [](arguments& a) {
-       return heed::cross_modal(a.table<int, 3>(a.spread("modality", a.rows)),
-                                a.table<int, 3>(a.spread("modality", a.keys)));
-     }},
+     [](arguments& a) { return heed::cross_modal(a.table<int, 3>(a.spread("modality", a.keys))); }},
     {"isolation", "regions=0,1,1,3,2,2,0,4",
      "subjects of a picture that do not see each other, by bits",
      [](arguments& a) {
