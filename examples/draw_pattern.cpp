@@ -9,8 +9,9 @@
 // pattern of your own, add a line to the table `catalogue`.
 
 #include <heed/heed.hpp>
-#include <heed/mechanism/benchmark_masks.hpp>
+#include <heed/mechanism/all_or_here.hpp>
 #include <heed/mechanism/block_attention.hpp>
+#include <heed/mechanism/combiner.hpp>
 #include <heed/mechanism/demonstration_blocks.hpp>
 #include <heed/mechanism/dilated_neighborhood.hpp>
 #include <heed/mechanism/elastic_spans.hpp>
@@ -23,6 +24,7 @@
 #include <heed/mechanism/isolation.hpp>
 #include <heed/mechanism/meta_tokens.hpp>
 #include <heed/mechanism/modality.hpp>
+#include <heed/mechanism/multi_axis.hpp>
 #include <heed/mechanism/parallel_contexts.hpp>
 #include <heed/mechanism/power_attention.hpp>
 #include <heed/mechanism/sentinel_tokens.hpp>
@@ -32,13 +34,8 @@
 #include <heed/mechanism/token_types.hpp>
 #include <heed/neighborhood.hpp>
 #include <heed/pattern/any_pattern.hpp>
-#include <heed/pattern/bit_mask.hpp>
-#include <heed/pattern/block_table.hpp>
-#include <heed/pattern/bool_mask.hpp>
-#include <heed/pattern/column_ranges.hpp>
-#include <heed/pattern/mask_of.hpp>
-#include <heed/pattern/slices.hpp>
 #include <heed/sliding_window.hpp>
+#include <heed/sparse.hpp>
 
 #include <algorithm>
 #include <cerrno>
@@ -367,6 +364,8 @@ std::vector<entry> const catalogue{
      [](arguments& a) { return heed::key_lengths{a.hold<index_t>({a["length"]})}; }},
     {"key_set", "kept=0,1,2,20,21,40,41,42,43", "some keys for all queries, marked",
      [](arguments& a) { return heed::key_set{a.table<bool, 3>(a.marks("kept", a.keys))}; }},
+    {"key_list", "keys_listed=0,1,2,20,21,40,41,42,43", "the same, as a list",
+     [](arguments& a) { return heed::key_list{a.table<index_t, 3>(a.list("keys_listed"))}; }},
     {"periodic_keys", "period=8 first=6 count=2", "some places of every period",
      [](arguments& a) {
        return heed::periodic_keys{a["period"], a["first"], a["count"]};
@@ -447,6 +446,16 @@ std::vector<entry> const catalogue{
        });
      }},
 
+    {"classified", "factor=16 block=8", "a function whose empty and full blocks were found before",
+     [](arguments& a) {
+       auto const near =
+           heed::mask_of([f = std::max<index_t>(1, a["factor"])](index_t query, index_t key) {
+             return query / f == key / f || key < 4;
+           });
+       index_t const block = a["block"];
+       return heed::classified(near, a.own(heed::classify(near, a.rows, a.keys, {block, block})));
+     }},
+
     // Groups of tokens in language models
     {"block_attention", "starts=0,16,30,52",
      "blocks blind to each other, and a question that meets all",
@@ -505,12 +514,21 @@ std::vector<entry> const catalogue{
      [](arguments& a) {
        return heed::factorised_fixed({a["length"], a["count"], a["variants"]});
      }},
+    {"combiner_fixed", "block=8", "what a query meets directly; all else through summaries",
+     [](arguments& a) { return heed::combiner_fixed{.block = a["block"]}.direct(); }},
+    {"combiner_log_sparse", "", "the same where summaries form a tree",
+     [](arguments&) { return heed::combiner_log_sparse{}.direct(); }},
     {"head_strides", "stride=4", "each head every stride-th key",
      [](arguments& a) { return heed::head_strides{a["stride"]}; }},
     {"head_parts", "parts=4", "each head a part of the keys",
      [](arguments& a) { return heed::head_parts{a["parts"]}; }},
 
     // Marked tokens
+    {"all_or_here", "everywhere=10,11,12,40 recent=8",
+     "rows with a gate meet all, the others what is recent",
+     [](arguments& a) {
+       return heed::all_or_here(a.table<float, 3>(a.marks("everywhere", a.rows)), a["recent"]);
+     }},
     {"token_types", "types=gllsglslls window=2", "global, local and sliding keys",
      [](arguments& a) {
        auto const types = letters(a, "types", "gls");
@@ -594,6 +612,16 @@ std::vector<entry> const catalogue{
      [](arguments& a) {
        a.tokens(heed::grid_size(a.point<2>("canvas")));
        return between_tokens(a, heed::grid_partition<2>{a.point<2>("canvas"), a.point<2>("cells")});
+     }},
+    {"multi_axis_block", "canvas=8,8 size=4", "windows, of the two in a block of MaxViT",
+     [](arguments& a) {
+       a.tokens(heed::grid_size(a.point<2>("canvas")));
+       return between_tokens(a, heed::multi_axis_block(a.point<2>("canvas"), a["size"]));
+     }},
+    {"multi_axis_grid", "canvas=8,8 size=4", "and the other one, a grid",
+     [](arguments& a) {
+       a.tokens(heed::grid_size(a.point<2>("canvas")));
+       return between_tokens(a, heed::multi_axis_grid(a.point<2>("canvas"), a["size"]));
      }},
     {"axial", "canvas=8,8 axis=0", "the tokens of one row or column",
      [](arguments& a) {
