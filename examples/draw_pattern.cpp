@@ -98,7 +98,6 @@ class arguments {
   }
 
   void set(std::string const& name, std::string const& value) {
-    constexpr index_t most = 4096;
     if (auto const place = values_.find(name); place != values_.end())
       place->second = value;
     else if (name == "rows")
@@ -184,7 +183,12 @@ class arguments {
   }
 
   /// Draws self-attention of so many tokens, whatever rows and keys say.
-  index_t tokens(index_t count) { return rows = keys = count; }
+  void tokens(index_t count) {
+    if (count < 1 || count > most)
+      throw usage_error("there are " + std::to_string(count) + " tokens; expected 1 to " +
+                        std::to_string(most));
+    rows = keys = count;
+  }
 
  private:
   static index_t number(std::string const& name, std::string const& text,
@@ -200,6 +204,8 @@ class arguments {
     for (std::string const& name : names_) all += name + ", ";
     return all + "rows, keys, first and head";
   }
+
+  static constexpr index_t most = 4096;  // tokens that can be drawn
 
   std::vector<std::string> names_;
   std::map<std::string, std::string> values_;
@@ -262,7 +268,9 @@ any_pattern neighborhood(arguments& given) {
 /// True with the probability `density`, the same for the same seed.
 std::vector<index_t> drawn(arguments const& given, index_t count) {
   std::mt19937 random(static_cast<std::mt19937::result_type>(given["seed"]));
-  std::bernoulli_distribution kept(given.real("density"));
+  double const density = given.real("density");
+  if (!(density >= 0 && density <= 1)) throw usage_error("density is outside 0 to 1");
+  std::bernoulli_distribution kept(density);
   std::vector<index_t> numbers;
   for (index_t n = 0; n < count; ++n) numbers.push_back(kept(random) ? 1 : 0);
   return numbers;
@@ -293,7 +301,7 @@ std::vector<index_t> letters(arguments const& given, std::string const& name, st
 
 std::span<index_t const> boundaries(arguments& given) {
   std::vector<index_t> const starts = given.list("documents");
-  if (!starts.empty() && starts.back() > 0) given.tokens(starts.back());
+  if (!starts.empty()) given.tokens(starts.back());
   return given.hold<index_t>(starts);
 }
 heed::slices slices_of(arguments& given, heed::benchmark::mask mask) {
@@ -374,6 +382,7 @@ std::vector<entry> const catalogue{
      "each key from its own query on, for so many queries",
      [](arguments& a) {
        auto const lives = a.list("lives");
+       if (lives.empty()) throw usage_error("lives is empty");
        std::vector<index_t> ends;
        for (index_t j = 0; j < a.keys; ++j) ends.push_back(j + lives[size_t(j) % lives.size()]);
        return heed::lifetimes{a.table<index_t, 3>(ends)};
@@ -413,11 +422,13 @@ std::vector<entry> const catalogue{
      "rectangles: rows, keys, and 0 full, 1 causal, 2 inverse, 3 both",
      [](arguments& a) {
        auto const numbers = a.list("list");
+       if (numbers.size() % 5 != 0)
+         throw usage_error("list is not five numbers for each rectangle");
        std::vector<heed::slice> all;
        for (size_t n = 0; n + 4 < numbers.size(); n += 5)
          all.push_back({{numbers[n], numbers[n + 1]},
                         {numbers[n + 2], numbers[n + 3]},
-                        static_cast<heed::slice_type>(numbers[n + 4])});
+                        static_cast<heed::slice_type>(std::clamp<index_t>(numbers[n + 4], 0, 3))});
        return heed::slices{a.own(all)};
      }},
     {"column_ranges", "hidden_from=20,20,44,44,64",
