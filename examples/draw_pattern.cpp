@@ -22,6 +22,7 @@
 #include <heed/mechanism/head_strides.hpp>
 #include <heed/mechanism/inward_window.hpp>
 #include <heed/mechanism/isolation.hpp>
+#include <heed/mechanism/local_alignment.hpp>
 #include <heed/mechanism/meta_tokens.hpp>
 #include <heed/mechanism/modality.hpp>
 #include <heed/mechanism/multi_axis.hpp>
@@ -30,6 +31,7 @@
 #include <heed/mechanism/sentinel_tokens.hpp>
 #include <heed/mechanism/shifted_groups.hpp>
 #include <heed/mechanism/shifted_windows.hpp>
+#include <heed/mechanism/task_kv.hpp>
 #include <heed/mechanism/text_queries.hpp>
 #include <heed/mechanism/token_types.hpp>
 #include <heed/neighborhood.hpp>
@@ -46,6 +48,7 @@
 #include <exception>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -362,6 +365,18 @@ std::vector<entry> const catalogue{
      [](arguments& a) {
        return heed::global_tokens{a["count"], a["reach"]};
      }},
+    {"local_monotone", "radius=6", "the keys around the query's own number",
+     [](arguments& a) {
+       a.first = a.first.value_or(0);
+       return heed::local_monotone(a["radius"]);
+     }},
+    {"local_predictive", "centres=4,20,12,40,60,30 radius=6",
+     "the keys around a place that each query predicts",
+     [](arguments& a) {
+       a.first = a.first.value_or(0);
+       return heed::local_predictive(a.table<float, 3>(a.spread("centres", a.rows)),
+                                     a.real("radius"));
+     }},
     {"prefix_lm", "prefix=20", "a prefix for all, the rest causally",
      [](arguments& a) { return heed::prefix_lm(a["prefix"]); }},
 
@@ -417,6 +432,20 @@ std::vector<entry> const catalogue{
                      keys = (a.keys + size - 1) / size;
        return heed::block_table{
            {a.hold<bool>(drawn(a, rows * keys)), {1, 1, rows, keys}}, {size}, {size}};
+     }},
+    {"block_rows", "size=8 density=0.25 seed=1", "the same as lists",
+     [](arguments& a) {
+       index_t const size = std::max<index_t>(1, a["size"]), rows = (a.rows + size - 1) / size,
+                     keys = (a.keys + size - 1) / size;
+       auto const kept = drawn(a, rows * keys);
+       std::vector<index_t> offsets{0}, columns;
+       for (index_t r = 0; r < rows; ++r) {
+         for (index_t c = 0; c < keys; ++c)
+           if (kept[size_t(r * keys + c)] != 0) columns.push_back(c);
+         offsets.push_back(std::ssize(columns));
+       }
+       return heed::block_rows{
+           a.table<index_t, 3>(offsets), a.hold<index_t>(columns), keys, {size}, {size}};
      }},
     {"slices", "list=0,20,0,20,1,20,44,20,64,3,44,64,0,64,2",
      "rectangles: rows, keys, and 0 full, 1 causal, 2 inverse, 3 both",
@@ -539,6 +568,17 @@ std::vector<entry> const catalogue{
      "rows with a gate meet all, the others what is recent",
      [](arguments& a) {
        return heed::all_or_here(a.table<float, 3>(a.marks("everywhere", a.rows)), a["recent"]);
+     }},
+    {"task_kv", "sinks=2 recent=8 middle=14,15,23,31,40 far=1,0,0,0",
+     "sinks, recent keys and chosen ones, in heads that are not far",
+     [](arguments& a) {
+       std::vector<index_t> far = a.list("far"), middle;
+       for (index_t h = 0; h < std::ssize(far); ++h)
+         std::ranges::copy(a.list("middle"), std::back_inserter(middle));
+       index_t const heads = std::ssize(far), count = heads == 0 ? 0 : std::ssize(middle) / heads;
+       return heed::task_kv{{a["sinks"], a["recent"]},
+                            {a.hold<index_t>(middle), {1, heads, count}},
+                            a.table<bool, 2>(far)};
      }},
     {"token_types", "types=gllsglslls window=2", "global, local and sliding keys",
      [](arguments& a) {
