@@ -128,6 +128,12 @@ TEST_CASE("blocks are classified by their real pairs", "[pattern][quick]") {
       return p >= keys - rows && p < keys && keep(b, h, p, j);
     };
     complaint += support::check_pattern(draw, known, where, inside);
+    // A function of registers fills whole registers of a mask.
+    auto const before = heed::mask_of([](auto p, auto j) { return j <= p; });
+    heed::block_classes const causal = heed::classify(before, rows, keys, size);
+    complaint += support::check_pattern(
+        draw, heed::classified(before, causal), where,
+        [&](index_t p, index_t j) { return p >= keys - rows && p < keys && j <= p; });
     // Other lengths of the same sequences: fewer keys, a chunk of the last rows.
     if (rows == keys && keys > 1) {
       index_t const now = draw.between(1, keys), chunk = draw.between(1, now);

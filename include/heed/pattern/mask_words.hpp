@@ -71,8 +71,7 @@ struct mask_table {
     for (index_t key = keys.first; key < keys.last; key += 64) {
       std::array<std::uint64_t, 64> kept{};
       for (std::size_t q = 0; q < queries.size(); ++q)
-        if (queries[q] >= 0 && queries[q] < rows && key < columns)
-          kept[q] = words.word(queries[q], key) & bit_range(0, columns - key);
+        if (queries[q] >= 0 && queries[q] < rows) kept[q] = words.word(queries[q], key);
       transpose_bits(kept);
       std::copy_n(kept.data(), std::min<index_t>(64, keys.last - key), bits + (key - keys.first));
     }
