@@ -104,13 +104,13 @@ class arguments {
     if (auto const place = values_.find(name); place != values_.end())
       place->second = value;
     else if (name == "rows")
-      rows = number(name, value, 1, most);
+      rows = number(name, value, 1, most_tokens);
     else if (name == "keys")
-      keys = number(name, value, 1, most);
+      keys = number(name, value, 1, most_tokens);
     else if (name == "head")
       head = number(name, value, 0, heads - 1);
     else if (name == "first")
-      first = number(name, value, -most, most);
+      first = number(name, value, -most_tokens, most_tokens);
     else
       throw usage_error("there is no parameter \"" + name + "\"; there are " + names());
   }
@@ -187,9 +187,9 @@ class arguments {
 
   /// Draws self-attention of so many tokens, whatever rows and keys say.
   void tokens(index_t count) {
-    if (count < 1 || count > most)
+    if (count < 1 || count > most_tokens)
       throw usage_error("there are " + std::to_string(count) + " tokens; expected 1 to " +
-                        std::to_string(most));
+                        std::to_string(most_tokens));
     rows = keys = count;
   }
 
@@ -208,7 +208,7 @@ class arguments {
     return all + "rows, keys, first and head";
   }
 
-  static constexpr index_t most = 4096;  // tokens that can be drawn
+  static constexpr index_t most_tokens = 4096;  // tokens that can be drawn
 
   std::vector<std::string> names_;
   std::map<std::string, std::string> values_;
