@@ -130,6 +130,10 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
 
   void visit_tile(interval tile, index_t panels) {
     bool const reused = panels > 1;
+    if (where_.order != nullptr) {
+      expect_key_rows(p_.key, where_, p_.key_head(where_.head), {&tile, 1});
+      expect_key_rows(p_.value, where_, p_.value_head(where_.head), {&tile, 1});
+    }
     row_block<T> const key =
         key_rows(p_.key, where_, p_.key_head(where_.head), {&tile, 1}, scratch_.key, reused);
     row_block<T> const value =
@@ -147,35 +151,51 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     }
   }
 
-  /// One panel through just the keys that it meets, wherever they lie: short runs are brought together in
-  /// tiles, long ones are met where they are.
+  /// One panel through just the keys that it meets, wherever they lie: short runs are brought together in tiles of about
+  /// the same size, long ones are met where they are.
   void gather(panel_memory& at) {
-    constexpr index_t long_run = 48;
-    key_tile<T>& keys = scratch_.keys;
-    keys.clear();
-    bool const in_place = p_.key.in_place() && p_.value.in_place() && where_.order == nullptr;
-    for (index_t from = 0; from < where_.keys;) {
-      interval run = bound_.pattern.next_keys(at.queries.positions, from, where_.keys);
-      if (run.empty()) break;
-      from = run.last;
-      while (!run.empty()) {
-        if (in_place && run.size() >= long_run && keys.count > 0 && run.size() > room()) meet(at);
-        interval const part{run.first, std::min(run.last, run.first + room())};
-        coverage const cover = bound_.pattern.cover(at.queries.positions, part);
-        if (cover != coverage::none) keys.add(part, at, bound_.pattern, cover);
-        if (room() == 0) meet(at);
-        run.first = part.last;
-      }
-      if (in_place && keys.run_count == 1 && keys.count >= long_run) meet(at);
+    constexpr std::size_t most_runs = 64;
+    interval runs[most_runs];
+    scratch_.keys.clear();
+    for (index_t from = 0;;) {
+      std::size_t const count =
+          bound_.pattern.list_keys(at.queries.positions, from, where_.keys, runs);
+      index_t keys = scratch_.keys.count;
+      for (std::size_t i = 0; i < count; ++i) keys += runs[i].size();
+      index_t const tiles = std::max<index_t>(1, (keys + keys_per_tile - 1) / keys_per_tile);
+      index_t const size = std::min(keys_per_tile, simd::round_up((keys + tiles - 1) / tiles, 4));
+      for (std::size_t i = 0; i < count; ++i) take(at, runs[i], size);
+      if (count < most_runs) break;
+      from = runs[count - 1].last;
     }
-    if (keys.count > 0) meet(at);
+    if (scratch_.keys.count > 0) meet(at);
   }
 
-  index_t room() const { return keys_per_tile - scratch_.keys.count; }
+  /// Adds a run to the tile of a panel, and meets the tile when it has `size` keys.
+  void take(panel_memory& at, interval run, index_t size) {
+    constexpr index_t long_run = 48;
+    bool const in_place = p_.key.in_place() && p_.value.in_place() && where_.order == nullptr;
+    if (in_place && run.size() >= long_run) {
+      if (scratch_.keys.count > 0) meet(at);
+      size = keys_per_tile;
+    }
+    while (!run.empty()) {
+      index_t const room = std::max(size - scratch_.keys.count, index_t{1});
+      interval const part{run.first, std::min(run.last, run.first + room)};
+      scratch_.keys.add(part);
+      run.first = part.last;
+      if (scratch_.keys.count >= size || (in_place && part.size() >= long_run)) meet(at);
+    }
+  }
 
   /// A panel meets the keys that have been gathered.
   void meet(panel_memory& at) {
     auto const runs = scratch_.keys.each_run();
+    if (runs.size() > 1) {
+      expect_key_rows(p_.key, where_, p_.key_head(where_.head), runs);
+      expect_key_rows(p_.value, where_, p_.value_head(where_.head), runs);
+    }
+    scratch_.keys.mask(at, bound_.pattern);
     row_block<T> const key = key_rows(p_.key, where_, p_.key_head(where_.head), runs, scratch_.key);
     row_block<T> const value =
         key_rows(p_.value, where_, p_.value_head(where_.head), runs, scratch_.value);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/attend/problem.hpp>
+#include <heed/simd/mask.hpp>
 #include <heed/simd/multiply.hpp>
 #include <heed/simd/transpose.hpp>
 
@@ -83,6 +84,16 @@ row_block<T> key_rows(source<T> const& from, place const& where, index_t head,
   return {scratch, from.dim()};
 }
 
+/// Asks for keys or values of some runs to be brought near: what lies in pieces is not foreseen by the machine.
+template <class T>
+void expect_key_rows(source<T> const& from, place const& where, index_t head,
+                     std::span<interval const> runs) {
+  for (interval run : runs)
+    where.each_key_run(run, [&](index_t, interval tokens) {
+      from.expect(where.batch, head, tokens.first, tokens.size());
+    });
+}
+
 /// Query rows as columns: to[d][lane] = factor[lane] * row(lane)[d], zero in lanes beyond `count`.
 template <class Arch, class T>
 void load_columns(source<T> const& from, place const& where, interval rows, T const* factor, T* to,
@@ -150,22 +161,31 @@ struct key_tile {
     masked = {};
   }
 
-  /// Adds a run of keys below the others, as they meet a panel. There is room for it.
-  void add(interval run, query_panel<T> const& panel, bound_any_pattern const& pattern,
-           coverage cover) {
+  /// Adds a run of keys below the others, for which there is room.
+  void add(interval run) {
     for (index_t k = 0; k < run.size(); ++k) positions[count + k] = static_cast<T>(run.first + k);
-    // Masks are dearer than a look at the part.
-    constexpr index_t step = 32;
-    for (index_t first = run.first; cover != coverage::all && first < run.last; first += step) {
-      interval const part{first, std::min(first + step, run.last)};
-      if (run.size() <= step || pattern.cover(panel.queries.positions, part) != coverage::all)
-        mask(part, count + (first - run.first), panel, pattern);
-    }
-    if (run_count > 0 && runs[run_count - 1].last == run.first)
-      runs[run_count - 1].last = run.last;
-    else
-      runs[run_count++] = run;
+    runs[run_count++] = run;
     count += run.size();
+  }
+
+  /// Finds out which queries of a panel meet which keys.
+  void mask(query_panel<T> const& panel, bound_any_pattern const& pattern) {
+    auto const queries = panel.each_position();
+    masked = {};
+    if (run_count > 1) {
+      pattern.mask_runs(queries, each_run(), masks);
+      return note_masked({0, count}, every(queries));
+    }
+    // Masks are dearer than a look at a part of a long run.
+    constexpr index_t step = 32;
+    for (index_t first = 0; first < count; first += step) {
+      interval const part{first, std::min(first + step, count)};
+      interval const part_keys{runs[0].first + part.first, runs[0].first + part.last};
+      if (count > step && pattern.cover(panel.queries.positions, part_keys) == coverage::all)
+        continue;
+      pattern.mask(queries, part_keys, masks + first);
+      note_masked(part, every(queries));
+    }
   }
 
   /// A tile of one run, without the keys at its ends that no query meets.
@@ -174,8 +194,9 @@ struct key_tile {
     coverage const cover =
         run.empty() ? coverage::none : pattern.cover(panel.queries.positions, run);
     if (cover == coverage::none) return;
-    add(run, panel, pattern, cover);
-    if (masked.empty()) return;
+    add(run);
+    if (cover == coverage::all) return;
+    mask(panel, pattern);
     std::uint64_t const all = every(panel.each_position());
     auto const is_empty = [&](index_t k) {
       return masked.first <= k && k < masked.last && (masks[k] & all) == 0;
@@ -193,16 +214,13 @@ struct key_tile {
   }
 
  private:
-  void mask(interval part, index_t at, query_panel<T> const& panel,
-            bound_any_pattern const& pattern) {
-    auto const queries = panel.each_position();
-    pattern.mask(queries, part, masks + at);
-    std::uint64_t const all = every(queries);
-    for (index_t k = at; k < at + part.size(); ++k)
+  /// Widens `masked` to the key rows in `part` that not all queries meet.
+  void note_masked(interval part, std::uint64_t all) {
+    for (index_t k = part.first; k < part.last; ++k)
       if ((masks[k] & all) != all) {
         // What lies between masked rows and was met by all has no mask yet.
         if (masked.empty()) masked = {k, k};
-        for (; masked.last < at; ++masked.last) masks[masked.last] = all;
+        for (; masked.last < part.first; ++masked.last) masks[masked.last] = all;
         masked.last = k + 1;
       }
   }
@@ -362,11 +380,9 @@ struct score_tile {
   }
 
   void hide(index_t k, batch (&score)[Registers]) const {
-    batch const hidden(-std::numeric_limits<T>::infinity());
     std::uint64_t const mask = keys.masks[k];
 #pragma GCC unroll 4
-    for (int r = 0; r < Registers; ++r)
-      score[r] = xsimd::select(simd::lanes_where<batch>(mask >> (r * lanes)), score[r], hidden);
+    for (int r = 0; r < Registers; ++r) score[r] = simd::hide_unset(score[r], mask >> (r * lanes));
   }
 };
 
@@ -388,7 +404,7 @@ void open_panel(problem<T> const& p, place const& where, Bound const& bound, ind
                 query_panel<T>& at, T* scratch) {
   constexpr index_t lanes = simd::tile_shape<T, Arch>::lanes;
   at.queries = panelling<T, Arch>::at(where, p.position, number);
-  at.keys = pattern_keys(bound.pattern, at.queries.positions, where.keys);
+  if (!bound.pattern.scattered()) at.keys = bound.pattern.keys(at.queries.positions, where.keys);
   index_t const width = at.queries.registers * lanes;
   alignas(64) T scale[simd::tile_shape<T, Arch>::max_lanes];
   for (index_t lane = 0; lane < width; ++lane) {

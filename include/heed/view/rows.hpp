@@ -48,6 +48,11 @@ void convert_row(From const* from, index_t step, index_t count, To* to) {
 template <class To, class From>
 void convert_rows(void const* from, index_t row_stride, index_t step, index_t rows, index_t columns,
                   To* to, index_t to_stride, index_t ahead) {
+  if constexpr (std::is_same_v<To, From>)
+    if (step == 1 && row_stride == columns && to_stride == columns && ahead == 0) {
+      std::memcpy(to, from, static_cast<std::size_t>(rows * columns) * sizeof(To));
+      return;
+    }
   for (index_t r = 0; r < rows; ++r) {
     From const* const row = static_cast<From const*>(from) + r * row_stride;
     if (ahead > 0)
@@ -111,6 +116,19 @@ class source {
       return {reinterpret_cast<T const*>(at(batch, first, head)), strides_[1]};
     copy(batch, head, first, count, scratch, dim(), rows_ahead);
     return {scratch, dim()};
+  }
+
+  /// Asks for rows [first, first + count) of one head to be brought near.
+  void expect(index_t batch, index_t head, index_t first, index_t count) const {
+    if (strides_[3] != 1) return;
+    constexpr index_t line = 64;
+    index_t const bytes = dim() * element_size_;
+    bool const packed = strides_[1] == dim();
+    for (index_t r = 0; r < (packed ? 1 : count); ++r) {
+      char const* const row = at(batch, first + r, head);
+      for (index_t b = 0; b < (packed ? count * bytes : bytes); b += line)
+        __builtin_prefetch(row + b);
+    }
   }
 
   /// Rows [first, first + count) of one head, converted into `to`. Asks for the row `ahead` rows on to be brought near
