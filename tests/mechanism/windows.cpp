@@ -1,13 +1,17 @@
 #include "reference/patterns/windows.hpp"
+#include "support/attention_check.hpp"
 #include "support/pattern_check.hpp"
 
 #include <heed/sliding_window.hpp>
 
+#include <functional>
+#include <string>
 #include <vector>
 
 // Windows, prefixes, sinks, global tokens and dilation against their definitions.
 
 using heed::index_t;
+using heed::interval;
 using heed::kept_pairs;
 using heed::place;
 using support::for_each_seed;
@@ -224,4 +228,64 @@ TEST_CASE("windows that cannot be used say why", "[mechanism][quick]") {
   CHECK_THROWS_WITH((heed::streaming_heads{{two, {2, 1}}, {none, {2, 1}}}.check(shape)),
                     "heed: the recent keys of streaming are 0; expected 1 (the query's own) or "
                     "more, or unbounded");
+}
+
+TEST_CASE("attention of windows, forward, backward and decoded", "[mechanism][quick]") {
+  for_each_seed("attention of windows", 60, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const N = draw.between(1, 150), M = draw.between(draw.one_in(4) ? 1 : N, 300);
+    index_t const some = draw.between(0, draw.one_in(2) ? 8 : 40), reach = draw.between(0, 40);
+    index_t const left = random_reach(draw), right = random_reach(draw);
+    index_t const step = draw.between(1, 20), recent = draw.between(1, 40);
+    std::vector<index_t> const sinks{0, some}, recents{recent, heed::unbounded};
+    std::vector<interval> const offsets{{-100, -50 - some}, {-17, -16}, {-9, -8}, {-1, 1}};
+    using keep_t = std::function<bool(index_t, index_t, index_t, index_t)>;
+    auto const check = [&](char const* name, heed::any_pattern const& pattern, keep_t const& keep) {
+      index_t const keys = std::max(M, name == std::string("global_tokens") ? N : 1);
+      std::string const complaint = support::attention_complaint(
+          seed, {.pattern = pattern, .keep = keep, .rows = N, .keys = keys});
+      return complaint.empty() ? "" : name + (": " + complaint);
+    };
+    switch (draw.between(0, 6)) {
+      case 0:
+        return check("sliding_window", heed::sliding_window{left, right},
+                     [=](index_t, index_t, index_t p, index_t j) {
+                       return reference::band(left, right, p, j);
+                     });
+      case 1:
+        return check("prefix_lm", heed::prefix_lm(some),
+                     [=](index_t, index_t, index_t p, index_t j) {
+                       return reference::prefix_lm(some, p, j);
+                     });
+      case 2:
+        return check("streaming", heed::streaming{some, recent},
+                     [=](index_t, index_t, index_t p, index_t j) {
+                       return reference::streaming(some, recent, p, j);
+                     });
+      case 3:
+        return check("streaming_heads", heed::streaming_heads{{sinks, {1, 2}}, {recents, {1, 2}}},
+                     [&](index_t, index_t h, index_t p, index_t j) {
+                       auto const head = static_cast<std::size_t>(h);
+                       return reference::streaming(sinks[head], recents[head], p, j);
+                     });
+      case 4:
+        return check("global_tokens", heed::global_tokens{some, reach},
+                     [=](index_t, index_t, index_t p, index_t j) {
+                       return reference::global_tokens(some, reach, p, j);
+                     });
+      case 5:
+        return check("dilated_window", heed::dilated_window{left, right, step},
+                     [=](index_t, index_t, index_t p, index_t j) {
+                       return reference::dilated(left, right, step, p, j);
+                     });
+      default:
+        return check("key_offsets", heed::key_offsets{offsets},
+                     [&](index_t, index_t, index_t p, index_t j) {
+                       bool met = false;
+                       for (interval each : offsets)
+                         met |= each.first <= j - p && j - p < each.last;
+                       return met;
+                     });
+    }
+  });
 }

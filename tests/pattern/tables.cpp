@@ -1,4 +1,5 @@
 #include "support/tables.hpp"
+#include "support/attention_check.hpp"
 #include "support/pattern_check.hpp"
 
 #include <heed/pattern/band.hpp>
@@ -9,6 +10,7 @@
 #include <heed/pattern/row_ranges.hpp>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -276,6 +278,34 @@ TEST_CASE("labels met causally are slices of runs", "[pattern][quick]") {
   });
 }
 
+TEST_CASE("tables of whole sequences serve calls of some rows", "[pattern][quick]") {
+  support::random draw(1);
+  index_t const N = 40, M = 30;
+  auto const kind = [](index_t n) { return static_cast<int>(n * 7 % 3); };
+  numbers<index_t> const first(draw, 2, 2, N, [](index_t n) { return n / 3; }),
+      last(draw, 2, 2, N, [](index_t n) { return std::min<index_t>(n + 1, 30); });
+  numbers<int> const rows(draw, 2, 2, N, kind), keys(draw, 2, 2, M, kind);
+  bool const table[]{true, false, true, true, true, false, false, true, true};
+  heed::tensor_view<bool const, 2> const admitted(table, {3, 3});
+  heed::row_ranges const ranges{first.view(), last.view(), 0};
+  heed::labels const labels{rows.view(), keys.view(), admitted, 0};
+  for (index_t some : {1, 7, 30}) {
+    // Queries at the positions 30 - some to 29 are these rows of the tables; positions without a row meet nothing.
+    place const where{.batch = 1, .head = 1, .rows = some, .keys = M};
+    heed::call_shape const shape{.batches = 2, .sequences = 2, .heads = 2, .rows = some, .keys = M};
+    CHECK_NOTHROW(ranges.check(shape));
+    CHECK_NOTHROW(labels.check(shape));
+    CHECK(check_pattern(
+              draw, ranges, where,
+              [&](index_t p, index_t j) { return p >= 0 && p < N && p / 3 <= j && j <= p; },
+              exact) == "");
+    CHECK(check_pattern(
+              draw, labels, where,
+              [&](index_t p, index_t j) { return p >= 0 && p < N && admitted(kind(p), kind(j)); },
+              exact) == "");
+  }
+}
+
 TEST_CASE("numbers of tokens follow them into any order", "[pattern][quick]") {
   support::random draw(1);
   support::shuffled const tokens = support::every_second(20);
@@ -317,6 +347,64 @@ TEST_CASE("numbers of tokens follow them into any order", "[pattern][quick]") {
             draw, heed::lifetimes{last.view()}, where,
             [&](index_t p, index_t j) { return token(j) >= 0 && j <= p && p < token(j) / 2 + 5; },
             exact) == "");
+}
+
+TEST_CASE("attention of tables, forward, backward and decoded", "[pattern][quick]") {
+  for_each_seed("attention of tables", 60, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const B = draw.between(1, 2), H = 2, N = draw.between(1, 120), M = draw.between(N, 250);
+    auto const numbers_to = [&](index_t count, index_t most) {
+      return numbers<index_t>(draw, B, H, count, [&](index_t) { return draw.between(0, most); });
+    };
+    using keep_t = std::function<bool(index_t, index_t, index_t, index_t)>;
+    auto const check = [&](char const* name, heed::any_pattern const& pattern, keep_t const& keep) {
+      std::string const complaint = support::attention_complaint(
+          seed, {.pattern = pattern, .keep = keep, .rows = N, .keys = M, .batches = B, .heads = H});
+      return complaint.empty() ? "" : name + (": " + complaint);
+    };
+    switch (draw.between(0, 4)) {
+      case 0: {
+        index_t const odds = draw.between(2, 20);
+        numbers<bool> const marks(draw, B, H, M, [&](index_t) { return draw.one_in(odds); });
+        return check("key_set", heed::key_set{marks.view()},
+                     [&](index_t b, index_t h, index_t, index_t j) { return marks(b, h, j); });
+      }
+      case 1: {
+        auto const list = sorted_list(draw, M, draw.between(0, 60));
+        index_t const size = static_cast<index_t>(list.size());
+        return check("key_list", heed::key_list{{list, {1, 1, size}}} & heed::causal{},
+                     [&](index_t, index_t, index_t p, index_t j) {
+                       return j <= p && std::find(list.begin(), list.end(), j) != list.end();
+                     });
+      }
+      case 2: {
+        auto const first = numbers_to(N, M), last = numbers_to(N, M);
+        return check("row_ranges", heed::row_ranges{first.view(), last.view(), M - N},
+                     [&](index_t b, index_t h, index_t p, index_t j) {
+                       index_t const i = p + N - M;
+                       return first(b, h, i) <= j && j < last(b, h, i);
+                     });
+      }
+      case 3: {
+        numbers<int> const rows(draw, B, H, N, [&](index_t) { return draw.between(0, 2); }),
+            keys(draw, B, H, M, [&](index_t n) { return n / 20 % 3; });
+        bool const table[]{true, false, true, false, false, true, false, false, false};
+        heed::tensor_view<bool const, 2> const admitted(table, {3, 3});
+        return check("labels", heed::labels{rows.view(), keys.view(), admitted, M - N},
+                     [&](index_t b, index_t h, index_t p, index_t j) {
+                       return admitted(rows(b, h, p + N - M), keys(b, h, j));
+                     });
+      }
+      default: {
+        numbers<index_t> const ends(draw, B, H, M,
+                                    [&](index_t n) { return n + draw.between(1, 80); });
+        return check("lifetimes", heed::lifetimes{ends.view()},
+                     [&](index_t b, index_t h, index_t p, index_t j) {
+                       return j <= p && p < ends(b, h, j);
+                     });
+      }
+    }
+  });
 }
 
 TEST_CASE("tables that do not fit are refused", "[pattern][quick]") {

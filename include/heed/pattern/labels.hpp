@@ -6,6 +6,7 @@
 
 #include <array>
 #include <bit>
+#include <optional>
 
 namespace heed {
 
@@ -105,15 +106,18 @@ struct bound_labels {
 ///   keys      [batch, head, key], the same
 ///   admitted  [query labels, key labels], at most 64 each
 ///
-/// A row is known by its position where queries stand by default, the last row at the last key.
+/// The rows are those of the call, the last one at the last key, unless `first_position` says at which position row 0
+/// of `queries` stands: 0 for labels of whole sequences, of which a call computes some rows, or with top_left.
 struct labels {
   tensor_view<int const, 3> queries;
   tensor_view<int const, 3> keys;
   tensor_view<bool const, 2> admitted;
+  std::optional<index_t> first_position = {};
 
   detail::bound_labels bind(place const& where) const {
-    return {detail::table<int>::of_rows(queries, where), detail::table<int>::of_keys(keys, where),
-            admitted, where.rows - where.keys};
+    return {detail::table<int>::of_rows(queries, where, first_position.has_value()),
+            detail::table<int>::of_keys(keys, where), admitted,
+            -first_position.value_or(where.keys - where.rows)};
   }
   void check(call_shape const& shape) const {
     for (int axis = 0; axis < 2; ++axis)
@@ -121,7 +125,8 @@ struct labels {
         return "labels.admitted has shape " + shape_text(admitted.extents()) +
                "; expected 1 to 64 labels of queries and of keys";
       });
-    check_labels("labels.queries", queries, shape, shape.rows, "row", admitted.extent(0));
+    check_labels("labels.queries", queries, shape, first_position ? queries.extent(2) : shape.rows,
+                 "row", admitted.extent(0));
     check_labels("labels.keys", keys, shape, shape.keys, "key", admitted.extent(1));
   }
 

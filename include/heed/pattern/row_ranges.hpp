@@ -3,15 +3,19 @@
 #include <heed/pattern/pattern.hpp>
 #include <heed/pattern/table.hpp>
 
+#include <optional>
+
 namespace heed {
 
 /// Row i meets the keys [first_i, last_i), and none if that is empty. first, last: [batch, head, row], the first two 1
 /// to share; values in [0, keys].
 ///
-/// A row is known by its position where queries stand by default, the last row at the last key.
+/// The rows are those of the call, the last one at the last key, unless `first_position` says at which position row 0
+/// of the table stands: 0 for a table of whole sequences, of which a call computes some rows, or with top_left.
 struct row_ranges {
   tensor_view<index_t const, 3> first;
   tensor_view<index_t const, 3> last;
+  std::optional<index_t> first_position = {};
 
   struct bound {
     detail::table<index_t> first;
@@ -59,8 +63,10 @@ struct row_ranges {
   };
 
   bound bind(place const& where) const {
-    return {detail::table<index_t>::of_rows(first, where),
-            detail::table<index_t>::of_rows(last, where), where.rows - where.keys};
+    bool const whole = first_position.has_value();
+    return {detail::table<index_t>::of_rows(first, where, whole),
+            detail::table<index_t>::of_rows(last, where, whole),
+            -first_position.value_or(where.keys - where.rows)};
   }
   void check(call_shape const& shape) const {
     check(shape, "row_ranges.first", first);
@@ -68,12 +74,12 @@ struct row_ranges {
   }
 
  private:
-  static void check(call_shape const& shape, char const* name,
-                    tensor_view<index_t const, 3> bounds) {
-    detail::check_table(name, bounds, shape, shape.rows, "row");
-    detail::each_number(bounds, [&](index_t bound) {
-      require(bound >= 0 && bound <= shape.keys, [&] {
-        return std::string(name) + " holds " + std::to_string(bound) + "; expected 0 to " +
+  void check(call_shape const& shape, char const* name,
+             tensor_view<index_t const, 3> bounds) const {
+    detail::check_table(name, bounds, shape, first_position ? first.extent(2) : shape.rows, "row");
+    detail::each_number(bounds, [&](index_t end) {
+      require(end >= 0 && end <= shape.keys, [&] {
+        return std::string(name) + " holds " + std::to_string(end) + "; expected 0 to " +
                std::to_string(shape.keys) + " (keys)";
       });
     });

@@ -9,8 +9,10 @@ template <class T>
 class table {
  public:
   /// Of a tensor [batch, head, row or key] the row of a place; extents of 1 are broadcast.
-  static table of_rows(tensor_view<T const, 3> numbers, place const& where) {
-    return table(numbers, where, where.rows, false);
+  /// With `whole`, the numbers are those of whole sequences, whatever rows the call has.
+  static table of_rows(tensor_view<T const, 3> numbers, place const& where, bool whole) {
+    bool const beyond = whole && where.order == nullptr;
+    return table(numbers, where, beyond ? numbers.extent(2) - where.first_row : where.rows, false);
   }
   static table of_keys(tensor_view<T const, 3> numbers, place const& where) {
     return table(numbers, where, where.keys, true);
