@@ -153,10 +153,10 @@ class backward_worker {
       scale[lane] = p_.score_scale(where_, rows.first + lane);
     load_rows(p_.query, rows, scale, at.query_rows, scratch_.padded_dim);
     load_rows(saved_.dout, rows, nullptr, at.dout_rows, scratch_.padded_value_dim);
-    at.finite =
-        all_finite<Arch>(row_block<T>{at.query_rows, scratch_.padded_dim}, rows.size(), p_.dim) &&
-        all_finite<Arch>(row_block<T>{at.dout_rows, scratch_.padded_value_dim}, rows.size(),
-                         p_.value_dim);
+    at.finite = all_finite<Arch, T>(row_block<T>{at.query_rows, scratch_.padded_dim}, rows.size(),
+                                    p_.dim) &&
+                all_finite<Arch, T>(row_block<T>{at.dout_rows, scratch_.padded_value_dim},
+                                    rows.size(), p_.value_dim);
   }
 
   void load_rows(source<T> const& from, interval rows, T const* scale, T* to, index_t stride) {
@@ -181,7 +181,8 @@ class backward_worker {
       scratch_.keys.set(part, at, bound_.pattern);
       if (scratch_.keys.count == 0) return;
       bool const hidden = hides(bound_, !scratch_.keys.masked.empty());
-      if (hidden && key_finite < 0) key_finite = all_finite<Arch>(key, tile.size(), p_.dim) ? 1 : 0;
+      if (hidden && key_finite < 0)
+        key_finite = all_finite<Arch, T>(key, tile.size(), p_.dim) ? 1 : 0;
       index_t const skipped = scratch_.keys.runs[0].first - tile.first;
       with_registers(at.queries.registers, [&](auto registers) {
         absorb<registers>(at, !hidden || key_finite == 1, !hidden || at.finite,

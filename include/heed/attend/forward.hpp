@@ -47,6 +47,8 @@ class forward_scratch {
     scores = memory.take<T>(keys_per_tile * shape::max_lanes);
     staged = memory.take<T>(readers_of<Bound> * staged_stride);
     rows = memory.take<T>(shape::max_lanes * std::max(p.dim, p.value_dim));
+    key_rows = memory.take<T const*>(keys_per_tile);
+    value_rows = memory.take<T const*>(keys_per_tile);
   }
 
   panel_memory& operator[](index_t i) const { return panel_[i]; }
@@ -58,6 +60,8 @@ class forward_scratch {
   T* scores;
   T* staged;
   T* rows;
+  T const** key_rows;
+  T const** value_rows;
 
  private:
   panel_memory* panel_;
@@ -75,6 +79,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   using panel_memory = typename memory::panel_memory;
   using state = typename memory::state;
   static constexpr index_t lanes = shape::lanes;
+  static constexpr index_t few_keys = 512;
   static constexpr bool sums_scores = (false || ... || wants_mean_score<Observers>);
 
   forward_worker(problem<T> const& p, place const& where, Bound const& bound, memory& scratch)
@@ -83,16 +88,23 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   /// Panels [first, last) of the place against all their keys.
   void run(interval panels, sink<T> const& out, std::tuple<Observers...> const& observers) {
     constexpr bool in_any_order = decltype(Bound::normaliser)::order == key_order::any;
-    bool const gathers = in_any_order && bound_.pattern.scattered();
+    // Few keys in another order stay near without being brought together.
+    bool const gathers = in_any_order && (bound_.pattern.scattered() ||
+                                          (where_.order != nullptr && where_.keys <= few_keys));
+    if (gathers) {
+      for (index_t number = panels.first; number < panels.last; ++number) {
+        begin(scratch_[0], number);
+        gather(scratch_[0]);
+        finish(scratch_[0], out, observers);
+      }
+      return;
+    }
     interval_set keys;
     for (index_t i = 0; i < panels.size(); ++i) {
       begin(scratch_[i], panels.first + i);
-      if (gathers)
-        gather(scratch_[i]);
-      else
-        keys = keys | scratch_[i].keys;
+      keys = keys | scratch_[i].keys;
     }
-    if (!gathers) visit(keys, panels.size());
+    visit(keys, panels.size());
     for (index_t i = 0; i < panels.size(); ++i) finish(scratch_[i], out, observers);
   }
 
@@ -138,7 +150,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
         key_rows(p_.key, where_, p_.key_head(where_.head), {&tile, 1}, scratch_.key, reused);
     row_block<T> const value =
         key_rows(p_.value, where_, p_.value_head(where_.head), {&tile, 1}, scratch_.value, reused);
-    value_check finite{value, tile.size()};
+    value_check<row_block<T>> finite{value, tile.size()};
     for (index_t i = 0; i < panels; ++i) {
       panel_memory& at = scratch_[i];
       scratch_.keys.set(at.keys.hull_within(tile), at, bound_.pattern);
@@ -196,37 +208,38 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       expect_key_rows(p_.value, where_, p_.value_head(where_.head), runs);
     }
     scratch_.keys.mask(at, bound_.pattern);
-    row_block<T> const key = key_rows(p_.key, where_, p_.key_head(where_.head), runs, scratch_.key);
-    row_block<T> const value =
-        key_rows(p_.value, where_, p_.value_head(where_.head), runs, scratch_.value);
-    value_check finite{value, scratch_.keys.count};
+    auto const key = scattered_key_rows(p_.key, where_, p_.key_head(where_.head), runs,
+                                        scratch_.key_rows, scratch_.key);
+    auto const value = scattered_key_rows(p_.value, where_, p_.value_head(where_.head), runs,
+                                          scratch_.value_rows, scratch_.value);
+    value_check<scattered_rows<T>> finite{value, scratch_.keys.count};
     with_registers(at.queries.registers,
                    [&](auto registers) { absorb<registers>(at, key, value, finite); });
     scratch_.keys.clear();
   }
 
   // Whether the values of a tile are finite, found out at most once.
+  template <class Rows>
   struct value_check {
-    row_block<T> value;
+    Rows value;
     index_t rows;
     int known = -1;
 
     bool operator()(index_t dim) {
-      if (known < 0) known = all_finite<Arch>(value, rows, dim) ? 1 : 0;
+      if (known < 0) known = all_finite<Arch, T>(value, rows, dim) ? 1 : 0;
       return known == 1;
     }
   };
 
-  template <int Registers>
-  void absorb(panel_memory& at, row_block<T> key, row_block<T> value, value_check& finite) {
+  template <int Registers, class Rows>
+  void absorb(panel_memory& at, Rows key, Rows value, value_check<Rows>& finite) {
     constexpr index_t width = lanes * Registers;
     key_tile<T> const& keys = scratch_.keys;
     index_t const count = keys.count;
     T* const scores = scratch_.scores;
     score_tile<Registers, Arch, T, Bound> const tile{
         bound_, at.queries, at.positions, keys, scores, scratch_.staged, memory::staged_stride};
-    simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query,
-                                           width, scores, width);
+    multiply_keys<Registers, Arch>(count, p_.dim, key, at.query, scores);
     tile.stage();
 
     bool const hidden = hides(bound_, !keys.masked.empty());
@@ -235,8 +248,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       multiply_visible<Registers, Arch>(p_.value_dim, count, value, scores, scores, at.accumulated,
                                         width);
     else
-      simd::multiply<Registers, true, Arch>(p_.value_dim, count, {value.data, 1, value.stride},
-                                            scores, width, at.accumulated, width);
+      multiply_values<Registers, Arch>(p_.value_dim, count, value, scores, at.accumulated);
   }
 
   /// Turns the raw scores of a tile into weights, -0 where a pair is hidden, and moves the state of

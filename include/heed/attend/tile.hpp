@@ -84,6 +84,20 @@ row_block<T> key_rows(source<T> const& from, place const& where, index_t head,
   return {scratch, from.dim()};
 }
 
+/// The same, row by row: where each lies, or in `scratch`.
+template <class T>
+scattered_rows<T> scattered_key_rows(source<T> const& from, place const& where, index_t head,
+                                     std::span<interval const> runs, T const** rows, T* scratch) {
+  index_t count = 0;
+  for (interval run : runs)
+    where.each_key_run(run, [&](index_t, interval tokens) {
+      row_block<T> const block =
+          from.rows(where.batch, head, tokens.first, tokens.size(), scratch + count * from.dim());
+      for (index_t r = 0; r < tokens.size(); ++r) rows[count++] = block[r];
+    });
+  return {rows};
+}
+
 /// Asks for keys or values of some runs to be brought near: what lies in pieces is not foreseen by the machine.
 template <class T>
 void expect_key_rows(source<T> const& from, place const& where, index_t head,
@@ -417,15 +431,39 @@ void open_panel(problem<T> const& p, place const& where, Bound const& bound, ind
   load_columns<Arch>(p.query, where, at.queries.rows, scale, at.query, width, scratch);
 }
 
-/// Whether every number in a block of rows is finite.
-template <class Arch, class T>
-bool all_finite(row_block<T> block, index_t rows, index_t columns) {
+/// scores[k][lane] = key_k . query_lane, and to[d][lane] += sum_k value_k[d] weights[k][lane].
+template <int Registers, class Arch, class T>
+void multiply_keys(index_t count, index_t dim, row_block<T> key, T const* query, T* scores) {
+  constexpr index_t width = simd::tile_shape<T, Arch>::lanes * Registers;
+  simd::multiply<Registers, false, Arch>(count, dim, {key.data, key.stride, 1}, query, width,
+                                         scores, width);
+}
+template <int Registers, class Arch, class T>
+void multiply_keys(index_t count, index_t dim, scattered_rows<T> key, T const* query, T* scores) {
+  constexpr index_t width = simd::tile_shape<T, Arch>::lanes * Registers;
+  simd::multiply_rows<Registers, Arch>(count, dim, key.rows, query, width, scores, width);
+}
+template <int Registers, class Arch, class T>
+void multiply_values(index_t dim, index_t count, row_block<T> value, T const* weights, T* to) {
+  constexpr index_t width = simd::tile_shape<T, Arch>::lanes * Registers;
+  simd::multiply<Registers, true, Arch>(dim, count, {value.data, 1, value.stride}, weights, width,
+                                        to, width);
+}
+template <int Registers, class Arch, class T>
+void multiply_values(index_t dim, index_t count, scattered_rows<T> value, T const* weights, T* to) {
+  constexpr index_t width = simd::tile_shape<T, Arch>::lanes * Registers;
+  simd::multiply_columns<Registers, Arch>(dim, count, value.rows, weights, width, to, width);
+}
+
+/// Whether every number in some rows is finite.
+template <class Arch, class T, class Rows>
+bool all_finite(Rows block, index_t rows, index_t columns) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto size = static_cast<index_t>(batch::size);
   batch sum(T(0));
   T rest = 0;
   for (index_t r = 0; r < rows; ++r) {
-    T const* const row = block.data + r * block.stride;
+    T const* const row = block[r];
     index_t c = 0;
     for (; c + size <= columns; c += size)
       sum = xsimd::fma(batch::load_unaligned(row + c), batch(T(0)), sum);
@@ -436,9 +474,9 @@ bool all_finite(row_block<T> block, index_t rows, index_t columns) {
 
 /// to[c][lane] += sum_k rows(k, c) * weights[k][lane], leaving out the pairs whose mark is -0: the same as
 /// simd::multiply, and safe where hidden rows hold NaN or infinity.
-template <int Registers, class Arch, class T>
-void multiply_visible(index_t columns, index_t depth, row_block<T> rows, T const* weights,
-                      T const* marks, T* to, index_t width) {
+template <int Registers, class Arch, class T, class Rows>
+void multiply_visible(index_t columns, index_t depth, Rows rows, T const* weights, T const* marks,
+                      T* to, index_t width) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   for (index_t c = 0; c < columns; ++c)
@@ -449,7 +487,7 @@ void multiply_visible(index_t columns, index_t depth, row_block<T> rows, T const
         // Of all weights only -0 has -infinity for its inverse.
         batch const inverse = batch(T(1)) / batch::load_aligned(marks + k * width + r * lanes);
         auto const visible = inverse != batch(-std::numeric_limits<T>::infinity());
-        batch const next = xsimd::fma(batch(rows.data[k * rows.stride + c]),
+        batch const next = xsimd::fma(batch(rows[k][c]),
                                       batch::load_aligned(weights + k * width + r * lanes), sum);
         sum = xsimd::select(visible, next, sum);
       }

@@ -19,6 +19,16 @@ template <class T>
 struct row_block {
   T const* data;
   index_t stride;
+
+  T const* operator[](index_t row) const { return data + row * stride; }
+};
+
+/// Rows of numbers that lie anywhere.
+template <class T>
+struct scattered_rows {
+  T const* const* rows;
+
+  T const* operator[](index_t row) const { return rows[row]; }
 };
 
 namespace detail {
