@@ -21,7 +21,6 @@ template <class T, class Arch>
 struct backward_plan {
   using shape = simd::tile_shape<T, Arch>;
   static constexpr index_t panels_per_block = std::max<index_t>(1, 512 / shape::max_lanes);
-  static constexpr index_t rows_per_block = panels_per_block * shape::max_lanes;
 
   problem<T> const& p;
   index_t groups;  // of heads that share keys or values, for each sequence
@@ -396,8 +395,8 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
   to.value.clear();
 
   double dscale = 0;
-  index_t const blocks =
-      (p.sequence.max_rows() + plan_type::rows_per_block - 1) / plan_type::rows_per_block;
+  index_t const blocks = (panelling<T, Arch>::most(p.sequence) + plan_type::panels_per_block - 1) /
+                         plan_type::panels_per_block;
   for (index_t member = 0; member < plan.heads_per_group; ++member)
     for (index_t block = 0; block < blocks; ++block)
       for (index_t first_pair = 0; first_pair < pairs; first_pair += plan.groups_per_wave) {
@@ -409,7 +408,7 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
         auto const panels_of = [&](place const& where) {
           return intersect(
               {block * plan_type::panels_per_block, (block + 1) * plan_type::panels_per_block},
-              {0, panelling<T, Arch>::count(where.rows)});
+              {0, panelling<T, Arch>::count(where)});
         };
         parallel_for(run_on, wave * plan.chunks, [&](index_t piece, index_t worker) {
           place const where = place_of(first_pair + piece / plan.chunks);

@@ -373,35 +373,61 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
 
 /// How the panels of a call are cut into pieces for the executor: pieces of up to `panels` panels
 /// of one head of one sequence, the last panels first, since under a causal pattern they are the
-/// longest.
+/// longest. Sequences that are small and many, the groups of an arrangement, share pieces.
+template <class T, class Arch>
 struct piece_list {
+  using cut = panelling<T, Arch>;
+
   sequences const& sequence;
   index_t heads;
   index_t panels;
-  index_t rows_per_panel;
   index_t fewest_rows;   // sequences of fewer are left out
-  index_t* first_piece;  // of each sequence, and their number at the end
+  index_t* first_piece;  // of each sequence, and their number at the end; only if they share none
+  index_t sharing = 1;   // sequences to a piece
 
-  index_t pieces_of(index_t g) const {
-    index_t const rows_per_piece = panels * rows_per_panel, rows = sequence.at(g, 0).rows;
-    return rows < fewest_rows ? 0 : heads * ((rows + rows_per_piece - 1) / rows_per_piece);
-  }
-  void fill() {
+  piece_list(sequences const& s, index_t h, index_t p, index_t fewest, index_t* memory)
+      : sequence(s), heads(h), panels(p), fewest_rows(fewest), first_piece(memory) {
+    sharing = most_sharing(s, p);
+    if (sharing > 1 || memory == nullptr) return;
     first_piece[0] = 0;
-    for (index_t g = 0; g < sequence.count; ++g) first_piece[g + 1] = first_piece[g] + pieces_of(g);
+    for (index_t g = 0; g < sequence.count; ++g)
+      first_piece[g + 1] = first_piece[g] + heads * blocks_of(sequence.at(g, 0));
   }
-  index_t size() const { return first_piece[sequence.count]; }
 
-  /// Calls f with the place of a piece and its panels.
+  static index_t most_sharing(sequences const& s, index_t panels) {
+    return s.order && s.groups > 1
+               ? std::max<index_t>(1, panels / std::max<index_t>(1, cut::count(s.at(0, 0))))
+               : 1;
+  }
+
+  index_t size() const {
+    return sharing > 1 ? heads * ((sequence.count + sharing - 1) / sharing)
+                       : first_piece[sequence.count];
+  }
+
+  /// Calls f(place, panels) for the parts of a piece.
   template <class F>
   void with(index_t piece, F&& f) const {
+    if (sharing > 1) {
+      index_t const first = piece / heads * sharing;
+      for (index_t g = first; g < std::min(first + sharing, sequence.count); ++g) {
+        place const where = sequence.at(g, piece % heads);
+        f(where, interval{0, cut::count(where)});
+      }
+      return;
+    }
     index_t const g =
         std::upper_bound(first_piece, first_piece + sequence.count + 1, piece) - first_piece - 1;
-    index_t const blocks = pieces_of(g) / heads, within = piece - first_piece[g];
+    index_t const within = piece - first_piece[g];
+    index_t const blocks = (first_piece[g + 1] - first_piece[g]) / heads;
     index_t const first = (blocks - 1 - within % blocks) * panels;
     place const where = sequence.at(g, within / blocks);
-    index_t const all = (where.rows + rows_per_panel - 1) / rows_per_panel;
-    f(where, interval{first, std::min(first + panels, all)});
+    f(where, interval{first, std::min(first + panels, cut::count(where))});
+  }
+
+ private:
+  index_t blocks_of(place const& where) const {
+    return where.rows < fewest_rows ? 0 : (cut::count(where) + panels - 1) / panels;
   }
 };
 
@@ -421,24 +447,24 @@ void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& obs
   index_t const most = std::clamp<index_t>((512 << 10) / std::max<index_t>(panel_bytes, 1), 2, 32);
   index_t panels = 0;
   for (index_t g = 0; g < p.sequence.count; ++g)
-    panels += p.heads * panelling<T, Arch>::count(p.sequence.at(g, 0).rows);
+    panels += p.heads * panelling<T, Arch>::count(p.sequence.at(g, 0));
   index_t const concurrency = static_cast<index_t>(run_on.concurrency());
   index_t const per_piece = std::clamp<index_t>(panels / (8 * concurrency), 1, most);
 
   arena measure;
   memory_type(measure, p, per_piece);
   index_t const worker_bytes = static_cast<index_t>(measure.used());
-  index_t const list_bytes = arena::bytes<index_t>(p.sequence.count + 1);
+  bool const share = piece_list<T, Arch>::most_sharing(p.sequence, per_piece) > 1;
+  index_t const list_bytes = share ? 0 : arena::bytes<index_t>(p.sequence.count + 1);
   std::byte* const memory =
       scratch_memory.reserve(static_cast<std::size_t>(list_bytes + concurrency * worker_bytes));
 
-  piece_list pieces{p.sequence,       p.heads,     per_piece,
-                    shape::max_lanes, fewest_rows, reinterpret_cast<index_t*>(memory)};
-  pieces.fill();
+  piece_list<T, Arch> const pieces(p.sequence, p.heads, per_piece, fewest_rows,
+                                   reinterpret_cast<index_t*>(memory));
   parallel_for(run_on, pieces.size(), [&](index_t piece, index_t worker) {
+    arena own(memory + list_bytes + worker * worker_bytes);
+    memory_type scratch(own, p, per_piece);
     pieces.with(piece, [&](place const& where, interval block) {
-      arena own(memory + list_bytes + worker * worker_bytes);
-      memory_type scratch(own, p, per_piece);
       bound const here = whole.at(where);
       forward_worker<T, Arch, bound, Observers>(p, where, here, scratch).run(block, out, observers);
     });

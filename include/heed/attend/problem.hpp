@@ -42,11 +42,6 @@ struct sequences {
             .first_key = packed.keys[g]};
   }
 
-  index_t max_rows() const {
-    index_t most = 0;
-    for (index_t g = 0; g < count; ++g) most = std::max(most, at(g, 0).rows);
-    return most;
-  }
   index_t max_keys() const {
     index_t most = 0;
     for (index_t g = 0; g < count; ++g) most = std::max(most, at(g, 0).keys);

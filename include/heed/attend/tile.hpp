@@ -29,16 +29,31 @@ struct panel {
 template <class T, class Arch = xsimd::default_arch>
 inline constexpr index_t panel_lanes = simd::tile_shape<T, Arch>::max_lanes;
 
-/// How the rows of a sequence are cut into panels; a function of their number alone.
+/// How the rows of a sequence are cut into panels; a function of their number and arrangement alone.
 template <class T, class Arch>
 struct panelling {
   using shape = simd::tile_shape<T, Arch>;
 
-  static index_t count(index_t rows) { return (rows + shape::max_lanes - 1) / shape::max_lanes; }
+  static index_t rows(any_arrangement const* order) {
+    index_t const wanted = order == nullptr ? 0 : order->panel_rows();
+    return wanted > 0 ? std::min(wanted, shape::max_lanes) : shape::max_lanes;
+  }
+
+  static index_t count(place const& where) {
+    index_t const size = rows(where.order);
+    return (where.rows + size - 1) / size;
+  }
+
+  /// The most that a sequence has.
+  static index_t most(sequences const& all) {
+    index_t most = 0;
+    for (index_t g = 0; g < all.count; ++g) most = std::max(most, count(all.at(g, 0)));
+    return most;
+  }
 
   static panel at(place const& where, standing const& position, index_t number) {
-    interval const rows{number * shape::max_lanes,
-                        std::min((number + 1) * shape::max_lanes, where.rows)};
+    index_t const size = rows(where.order);
+    interval const rows{number * size, std::min((number + 1) * size, where.rows)};
     return {rows, position.hull(where, rows),
             static_cast<int>((rows.size() + shape::lanes - 1) / shape::lanes)};
   }

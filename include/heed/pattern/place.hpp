@@ -25,6 +25,8 @@ struct call_shape {
 /// A run is a number of consecutive tokens in consecutive slots; one that begins below 0 is padding, slots
 /// without a token. Every query token stands in one slot of one group, every key token in at most one. The
 /// numbers of tokens are those of the call; check(call_shape const&) sees to it.
+///
+/// `index_t panel_rows() const`, optional, says how many consecutive query slots had better be worked on together.
 template <class A>
 concept arrangement = requires(A const& a, index_t i) {
   { a.groups() } -> std::convertible_to<index_t>;
@@ -47,6 +49,8 @@ class any_arrangement {
   index_t groups() const { return calls_->groups(arrangement_); }
   index_t rows(index_t group) const { return calls_->rows(arrangement_, group); }
   index_t keys(index_t group) const { return calls_->keys(arrangement_, group); }
+  /// 0 where it does not matter.
+  index_t panel_rows() const { return calls_->panel_rows(arrangement_); }
   interval query_run(index_t group, index_t slot) const {
     return calls_->query_run(arrangement_, group, slot);
   }
@@ -59,6 +63,7 @@ class any_arrangement {
     index_t (*groups)(void const*);
     index_t (*rows)(void const*, index_t);
     index_t (*keys)(void const*, index_t);
+    index_t (*panel_rows)(void const*);
     interval (*query_run)(void const*, index_t, index_t);
     interval (*key_run)(void const*, index_t, index_t);
   };
@@ -71,6 +76,12 @@ class any_arrangement {
       [](void const* a) -> index_t { return as<A>(a).groups(); },
       [](void const* a, index_t group) -> index_t { return as<A>(a).rows(group); },
       [](void const* a, index_t group) -> index_t { return as<A>(a).keys(group); },
+      [](void const* a) -> index_t {
+        if constexpr (requires(A const& x) { x.panel_rows(); })
+          return as<A>(a).panel_rows();
+        else
+          return 0;
+      },
       [](void const* a, index_t group, index_t slot) -> interval {
         return as<A>(a).query_run(group, slot);
       },
