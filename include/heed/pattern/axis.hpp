@@ -19,7 +19,7 @@ struct window_axis {
   constexpr index_t queries() const { return length; }
 
   /// The coordinates that the query at c meets.
-  constexpr interval window_of(index_t c) const {
+  [[gnu::always_inline]] constexpr interval window_of(index_t c) const {
     index_t const group = stride == 1 ? c : c / stride * stride;
     if (causal) {
       index_t const leader = std::min(group + stride - 1, length - 1);

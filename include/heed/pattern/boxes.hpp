@@ -109,6 +109,7 @@ struct box_order {
     index_t first = slots.first / lanes;
     index_t const last = slots.last / lanes;
     index_t const head = slots.first - first * lanes, tail = slots.last - last * lanes;
+    if (head == 0 && slots.size() == lanes) return f(box(first));  // mostly
     if (first == last) return within(first, {head, tail});
     if (head > 0) within(first++, {head, lanes});
     if (first < last)
@@ -206,10 +207,11 @@ struct axis_product {
   /// Exactly the keys that some of the queries meet.
   constexpr interval next_keys(interval slots, index_t from, index_t count) const {
     slots = inside(slots);
-    interval run = next_run_of_boxes(slots, from);
+    int boxes = 0;
+    interval run = next_run_of_boxes(slots, from, boxes);
     // Another box may go on where this run ends.
-    for (interval more = run; !more.empty() && run.last < count;) {
-      more = next_run_of_boxes(slots, run.last);
+    while (boxes > 1 && !run.empty() && run.last < count) {
+      interval const more = next_run_of_boxes(slots, run.last, boxes);
       if (more.empty() || more.first > run.last) break;
       run.last = more.last;
     }
@@ -234,10 +236,18 @@ struct axis_product {
   }
 
  private:
-  /// Windows on one axis, and which queries have them.
-  struct shared_window {
-    interval window;
-    std::uint64_t queries;
+  /// Windows on one axis, and which queries have each. (As three arrays: g++ 12 writes a window as two numbers and
+  /// moves it as one, which stalls.)
+  struct shared_windows {
+    std::size_t count;
+    index_t first[64], last[64];
+    std::uint64_t queries[64];
+
+    void set(std::size_t n, interval window, std::uint64_t who) {
+      first[n] = window.first;
+      last[n] = window.last;
+      queries[n] = who;
+    }
   };
 
   constexpr grid_point<d> extents() const {
@@ -259,11 +269,14 @@ struct axis_product {
             axes[axis].window_of(coordinates.last - 1).last};
   }
 
-  constexpr interval next_run_of_boxes(interval slots, index_t from) const {
+  /// The earliest run of the boxes that the slots stand in, and their number.
+  constexpr interval next_run_of_boxes(interval slots, index_t from, int& boxes) const {
     grid_point<d> const shape = extents();
     interval next{};
+    boxes = 0;
     if (from >= grid_size(shape)) return next;
     queries.each_box(slots, [&](grid_box<d> box) {
+      ++boxes;
       for (std::size_t a = 0; a < d; ++a) box[a] = met_by_some(a, box[a]);
       interval const run = next_in_box(shape, box, from);
       if (run.empty()) return;
@@ -274,33 +287,30 @@ struct axis_product {
     return next;
   }
 
-  /// rows of the keys from the windows of each axis: windows[a][0, counts[a]).
-  template <class Windows>
-  void mask_of_windows(Windows const& windows, std::array<std::size_t, d> const& counts,
-                       interval keys, std::uint64_t* rows) const {
+  /// rows of the keys, from the windows of each axis.
+  void mask_of_windows(shared_windows const (&windows)[d], interval keys,
+                       std::uint64_t* rows) const {
     grid_point<d> const shape = extents();
-    index_t const line_size = shape[d - 1];
+    shared_windows const& last = windows[d - 1];
     for (index_t key = keys.first; key < keys.last;) {
       grid_point<d> const at = grid_place(shape, key);
-      index_t const length = std::min(line_size - at[d - 1], keys.last - key);
+      index_t const length = std::min(shape[d - 1] - at[d - 1], keys.last - key);
       std::uint64_t outer = ~std::uint64_t{0};
       for (std::size_t a = 0; a + 1 < d; ++a) {
         std::uint64_t met = 0;
-        for (std::size_t w = 0; w < counts[a]; ++w) {
-          interval const window = windows[a][w].window;
-          if (window.first <= at[a] && at[a] < window.last) met |= windows[a][w].queries;
-        }
+        for (std::size_t w = 0; w < windows[a].count; ++w)
+          if (windows[a].first[w] <= at[a] && at[a] < windows[a].last[w])
+            met |= windows[a].queries[w];
         outer &= met;
       }
       // Along the line a bit changes where its query's window begins and ends.
       std::uint64_t* const line = rows + (key - keys.first);
       std::fill_n(line, length, std::uint64_t{0});
-      for (std::size_t w = 0; w < counts[d - 1]; ++w) {
-        shared_window const& each = windows[d - 1][w];
-        index_t const begin = std::max(each.window.first - at[d - 1], index_t{0});
-        index_t const end = std::max(each.window.last - at[d - 1], index_t{0});
-        if (begin < length) line[begin] ^= each.queries;
-        if (end < length) line[end] ^= each.queries;
+      for (std::size_t w = 0; w < last.count; ++w) {
+        index_t const begin = std::max(last.first[w] - at[d - 1], index_t{0});
+        index_t const end = std::max(last.last[w] - at[d - 1], index_t{0});
+        if (begin < length) line[begin] ^= last.queries[w];
+        if (end < length) line[end] ^= last.queries[w];
       }
       std::uint64_t met = 0;
       for (index_t k = 0; k < length; ++k) {
@@ -317,8 +327,7 @@ struct axis_product {
     grid_box<d> const around = queries.box(first / lanes);
     index_t const skipped = first % lanes;
     std::uint64_t const present = ~std::uint64_t{0} >> (64 - count);
-    shared_window windows[d][64];
-    std::array<std::size_t, d> counts;
+    shared_windows windows[d];
     index_t inner = 1;
     for (std::size_t a = d; a-- > 0;) {
       index_t const tile = queries.axes[a].tile();
@@ -326,26 +335,26 @@ struct axis_product {
       std::uint64_t const block = ~std::uint64_t{0} >> (64 - inner);
       std::uint64_t zero = 0;
       for (index_t lane = 0; lane < lanes; lane += tile * inner) zero |= block << lane;
-      counts[a] = static_cast<std::size_t>(tile);
+      windows[a].count = static_cast<std::size_t>(tile);
       for (index_t t = 0; t < tile; ++t) {
         index_t const at = std::min(around[a].first + t, around[a].last - 1);
-        windows[a][t] = {axes[a].window_of(at), zero << (t * inner) >> skipped & present};
+        windows[a].set(static_cast<std::size_t>(t), axes[a].window_of(at),
+                       zero << (t * inner) >> skipped & present);
       }
       inner *= tile;
     }
-    mask_of_windows(windows, counts, keys, rows);
+    mask_of_windows(windows, keys, rows);
   }
 
   void mask_of_any(std::span<index_t const> slots, interval keys, std::uint64_t* rows) const {
-    shared_window windows[d][64];
-    std::array<std::size_t, d> counts;
-    counts.fill(slots.size());
+    shared_windows windows[d];
+    for (shared_windows& each : windows) each.count = slots.size();
     for (std::size_t q = 0; q < slots.size(); ++q) {
       grid_point<d> const at = queries.place(inside(slots[q]));
       for (std::size_t a = 0; a < d; ++a)
-        windows[a][q] = {axes[a].window_of(at[a]), std::uint64_t{1} << q};
+        windows[a].set(q, axes[a].window_of(at[a]), std::uint64_t{1} << q);
     }
-    mask_of_windows(windows, counts, keys, rows);
+    mask_of_windows(windows, keys, rows);
   }
 };
 

@@ -52,7 +52,7 @@ struct chosen_rows {
     bool chosen(index_t position) const { return numbers(position + shift, T(0)) > T(0); }
   };
   bound bind(place const& where) const {
-    return {detail::table<T>::of_rows(numbers, where), where.rows - where.keys};
+    return {detail::table<T>::of_rows(numbers, where, false), where.rows - where.keys};
   }
   void check(call_shape const& shape) const {
     detail::check_table("chosen_rows", numbers, shape, shape.rows, "row");

@@ -166,8 +166,12 @@ struct lattice {
       consecutive *= count[axis];
       if (count[axis] != canvas[axis]) break;
     }
-    index_t const token_here = token(grid_place(count, slot));
-    return {token_here, token_here + consecutive - slot % consecutive};
+    if (consecutive == size()) {
+      index_t const origin = token({});
+      return {origin + slot, origin + consecutive};
+    }
+    index_t const here = token(grid_place(count, slot));
+    return {here, here + consecutive - slot % consecutive};
   }
 };
 
