@@ -92,6 +92,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     bool const gathers = in_any_order && (bound_.pattern.scattered() ||
                                           (where_.order != nullptr && where_.keys <= few_keys));
     if (gathers) {
+      expect_next_group();
       for (index_t number = panels.first; number < panels.last; ++number) {
         begin(scratch_[0], number);
         gather(scratch_[0]);
@@ -142,10 +143,6 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
 
   void visit_tile(interval tile, index_t panels) {
     bool const reused = panels > 1;
-    if (where_.order != nullptr) {
-      expect_key_rows(p_.key, where_, p_.key_head(where_.head), {&tile, 1});
-      expect_key_rows(p_.value, where_, p_.value_head(where_.head), {&tile, 1});
-    }
     row_block<T> const key =
         key_rows(p_.key, where_, p_.key_head(where_.head), {&tile, 1}, scratch_.key, reused);
     row_block<T> const value =
@@ -161,6 +158,25 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
                           {value.data + skipped * value.stride, value.stride}, finite);
       });
     }
+  }
+
+  /// Asks for the tokens of the group that comes next, which lie in short pieces.
+  void expect_next_group() const {
+    if (where_.order == nullptr || where_.keys > few_keys ||
+        where_.group + 1 >= where_.order->groups())
+      return;
+    place next = where_;
+    ++next.group;
+    auto const expect = [&](source<T> const& from, index_t head, interval tokens) {
+      for (index_t token = tokens.first; token < tokens.last && token >= 0; ++token)
+        from.expect(next.batch, head, token);
+    };
+    next.each_key_run({0, next.order->keys(next.group)}, [&](index_t, interval tokens) {
+      expect(p_.key, p_.key_head(next.head), tokens);
+      expect(p_.value, p_.value_head(next.head), tokens);
+    });
+    next.each_row_run({0, next.order->rows(next.group)},
+                      [&](index_t, interval tokens) { expect(p_.query, next.head, tokens); });
   }
 
   /// One panel through just the keys that it meets, wherever they lie: short runs are brought together in tiles of about
@@ -202,16 +218,20 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
 
   /// A panel meets the keys that have been gathered.
   void meet(panel_memory& at) {
-    auto const runs = scratch_.keys.each_run();
-    if (runs.size() > 1) {
-      expect_key_rows(p_.key, where_, p_.key_head(where_.head), runs);
-      expect_key_rows(p_.value, where_, p_.value_head(where_.head), runs);
+    key_tile<T>& keys = scratch_.keys;
+    keys.mask(at, bound_.pattern);
+    scattered_rows<T> const key{scratch_.key_rows}, value{scratch_.value_rows};
+    // The panels of a small group meet the same keys.
+    interval const only = keys.run_count == 1 ? keys.runs[0] : interval{};
+    if (only.empty() || only.first != located_.first || only.last != located_.last) {
+      auto const tokens = keys.locate(where_);
+      if (keys.run_count > 1) expect_keys(p_, where_, tokens);
+      scattered_key_rows(p_.key, where_, p_.key_head(where_.head), tokens, scratch_.key_rows,
+                         scratch_.key);
+      scattered_key_rows(p_.value, where_, p_.value_head(where_.head), tokens, scratch_.value_rows,
+                         scratch_.value);
+      located_ = only;
     }
-    scratch_.keys.mask(at, bound_.pattern);
-    auto const key = scattered_key_rows(p_.key, where_, p_.key_head(where_.head), runs,
-                                        scratch_.key_rows, scratch_.key);
-    auto const value = scattered_key_rows(p_.value, where_, p_.value_head(where_.head), runs,
-                                          scratch_.value_rows, scratch_.value);
     value_check<scattered_rows<T>> finite{value, scratch_.keys.count};
     with_registers(at.queries.registers,
                    [&](auto registers) { absorb<registers>(at, key, value, finite); });
@@ -369,6 +389,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   place const& where_;
   Bound const& bound_;
   memory& scratch_;
+  interval located_{};  // the run of keys whose rows have been found
 };
 
 /// How the panels of a call are cut into pieces for the executor: pieces of up to `panels` panels

@@ -99,28 +99,24 @@ row_block<T> key_rows(source<T> const& from, place const& where, index_t head,
   return {scratch, from.dim()};
 }
 
-/// The same, row by row: where each lies, or in `scratch`.
+/// The same of single tokens: where each lies, or in `scratch`.
 template <class T>
 scattered_rows<T> scattered_key_rows(source<T> const& from, place const& where, index_t head,
-                                     std::span<interval const> runs, T const** rows, T* scratch) {
-  index_t count = 0;
-  for (interval run : runs)
-    where.each_key_run(run, [&](index_t, interval tokens) {
-      row_block<T> const block =
-          from.rows(where.batch, head, tokens.first, tokens.size(), scratch + count * from.dim());
-      for (index_t r = 0; r < tokens.size(); ++r) rows[count++] = block[r];
-    });
+                                     std::span<index_t const> tokens, T const** rows, T* scratch) {
+  for (std::size_t k = 0; k < tokens.size(); ++k) {
+    rows[k] = from.rows(where.batch, head, tokens[k], 1, scratch).data;
+    scratch += from.dim();
+  }
   return {rows};
 }
 
-/// Asks for keys or values of some runs to be brought near: what lies in pieces is not foreseen by the machine.
+/// Asks for the keys and values of some tokens to be brought near: what lies in pieces is not foreseen by the machine.
 template <class T>
-void expect_key_rows(source<T> const& from, place const& where, index_t head,
-                     std::span<interval const> runs) {
-  for (interval run : runs)
-    where.each_key_run(run, [&](index_t, interval tokens) {
-      from.expect(where.batch, head, tokens.first, tokens.size());
-    });
+void expect_keys(problem<T> const& p, place const& where, std::span<index_t const> tokens) {
+  for (index_t token : tokens) {
+    p.key.expect(where.batch, p.key_head(where.head), token);
+    p.value.expect(where.batch, p.value_head(where.head), token);
+  }
 }
 
 /// Query rows as columns: to[d][lane] = factor[lane] * row(lane)[d], zero in lanes beyond `count`.
@@ -172,6 +168,7 @@ struct key_tile {
 
   interval* runs;        // of the sequence's keys, one below the other in the tile
   T* positions;          // [key row]
+  index_t* tokens;       // [key row], where they lie
   std::uint64_t* masks;  // [key row], of the lanes that meet the key; only in `masked`
   int run_count = 0;
   index_t count = 0;     // of keys
@@ -180,6 +177,7 @@ struct key_tile {
   explicit key_tile(arena& memory)
       : runs(memory.take<interval>(most_runs)),
         positions(memory.take<T>(keys_per_tile)),
+        tokens(memory.take<index_t>(keys_per_tile)),
         masks(memory.take<std::uint64_t>(keys_per_tile)) {}
 
   std::span<interval const> each_run() const { return {runs, static_cast<std::size_t>(run_count)}; }
@@ -195,6 +193,16 @@ struct key_tile {
     for (index_t k = 0; k < run.size(); ++k) positions[count + k] = static_cast<T>(run.first + k);
     runs[run_count++] = run;
     count += run.size();
+  }
+
+  /// Finds out where the keys lie.
+  std::span<index_t const> locate(place const& where) {
+    index_t* next = tokens;
+    for (interval run : each_run())
+      where.each_key_run(run, [&](index_t, interval rows) {
+        for (index_t row = rows.first; row < rows.last; ++row) *next++ = row;
+      });
+    return {tokens, static_cast<std::size_t>(count)};
   }
 
   /// Finds out which queries of a panel meet which keys.

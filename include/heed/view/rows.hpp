@@ -128,17 +128,12 @@ class source {
     return {scratch, dim()};
   }
 
-  /// Asks for rows [first, first + count) of one head to be brought near.
-  void expect(index_t batch, index_t head, index_t first, index_t count) const {
-    if (strides_[3] != 1) return;
+  /// Asks for a row of one head to be brought near.
+  void expect(index_t batch, index_t head, index_t position) const {
     constexpr index_t line = 64;
-    index_t const bytes = dim() * element_size_;
-    bool const packed = strides_[1] == dim();
-    for (index_t r = 0; r < (packed ? 1 : count); ++r) {
-      char const* const row = at(batch, first + r, head);
-      for (index_t b = 0; b < (packed ? count * bytes : bytes); b += line)
-        __builtin_prefetch(row + b);
-    }
+    char const* const row = at(batch, position, head);
+    for (index_t b = 0; b < dim() * element_size_ && unit_stride(); b += line)
+      __builtin_prefetch(row + b);
   }
 
   /// Rows [first, first + count) of one head, converted into `to`. Asks for the row `ahead` rows on to be brought near
