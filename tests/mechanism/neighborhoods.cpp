@@ -4,6 +4,7 @@
 
 #include <heed/mechanism/dilated_neighborhood.hpp>
 #include <heed/mechanism/inward_window.hpp>
+#include <heed/mechanism/multi_axis.hpp>
 #include <heed/mechanism/shifted_windows.hpp>
 #include <heed/mechanism/two_axes.hpp>
 #include <heed/neighborhood.hpp>
@@ -162,9 +163,18 @@ TEST_CASE("attention to a block and its halo", "[neighborhood]") {
 }
 
 TEST_CASE("the inward window of FreeSwim is a neighborhood", "[neighborhood][quick]") {
-  index_t wrong = 0;
+  index_t wrong = 0, wrong_clipped = 0;
   for (index_t length = 1; length <= 20; ++length)
     for (index_t reach = 0; reach <= 12; ++reach) {
+      auto const clipped = heed::clipped_window({3, 4, length}, {1, reach});
+      clipped.check();
+      for (index_t y = 0; y < length; ++y) {
+        heed::interval const window = clipped.axis(2).window_of(y);
+        wrong_clipped += window.first != std::max(y - reach, index_t{0}) ||
+                         window.last != std::min(y + reach + 1, length);
+      }
+      for (index_t frame = 0; frame < 3; ++frame)
+        wrong_clipped += clipped.axis(0).window_of(frame).size() != 3;
       auto const around = heed::inward_window({3, 4, length}, {1, reach});
       around.check();
       reference::axis const axis{length, around.window[2]};
@@ -178,6 +188,7 @@ TEST_CASE("the inward window of FreeSwim is a neighborhood", "[neighborhood][qui
       CHECK(around.pairs() == 9 * 4 * 3 * length * std::min(length, 2 * reach + 1));
     }
   CHECK(wrong == 0);
+  CHECK(wrong_clipped == 0);
   CHECK(heed::inward_window_reach(480) == 15);
   CHECK(heed::inward_window_scale(128).value ==
         Approx(std::sqrt(std::log(2. * 1560) / std::log(1560.) / 128)));
@@ -192,6 +203,10 @@ TEST_CASE("pages of windows and neighborhoods", "[neighborhood][quick]") {
   around.check();
   CHECK(around.pairs() == 56 * 56 * 49);
   CHECK(heed::dilated_neighborhood_table(7).size() == 169);
+  CHECK(heed::multi_axis_block({28, 14}, 7).pairs() == 28 * 14 * 49);
+  CHECK(heed::multi_axis_block({28, 14}, 7).groups() == 8);
+  CHECK(heed::multi_axis_grid({28, 14}, 7).pairs() == 28 * 14 * 49);
+  CHECK(heed::multi_axis_grid({28, 14}, 7).groups() == 8);
   std::vector<float> numbers(2 * 5 * 3);
   heed::tensor_view<float, 4> const table(numbers.data(), {2, 5, 1, 3});
   CHECK(&heed::exchanged(table)(1, 2, 0, 4) == &table(1, 4, 0, 2));

@@ -35,6 +35,11 @@ constexpr neighborhood<3> inward_window(grid_point<3> const& canvas, grid_point<
                      std::min(canvas[2], 2 * reach[1] + 1)}};
 }
 
+/// The variant whose windows end at the border, so that tokens there meet fewer keys: with halo_order.
+constexpr halo_blocks<3> clipped_window(grid_point<3> const& canvas, grid_point<2> const& reach) {
+  return {.canvas = canvas, .block = {1, 1, 1}, .halo = {canvas[0] - 1, reach[0], reach[1]}};
+}
+
 /// sqrt(log(2 n) / log(n) / head_dim) for n tokens in a frame of the training.
 inline scale inward_window_scale(index_t head_dim, index_t training_tokens = 30 * 52) {
   double const n = static_cast<double>(training_tokens);

@@ -109,6 +109,7 @@ struct by_segments {
     index_t const batch = starts.extent(0) == 1 ? 0 : where.batch;
     where.rows = where.keys = starts.extent(1);
     where.first_row = where.first_key = 0;
+    where.order = nullptr;
     return bound<decltype(bind_at(blocks, where))>{
         bind_at(blocks, where),
         {starts.data() + batch * starts.stride(0), starts.stride(1), starts.extent(1)}};

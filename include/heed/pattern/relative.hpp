@@ -25,6 +25,9 @@ struct relative_positions {
     return grid_index(extents(), at);
   }
 
+  /// How the entry changes from a key to the next one along the last axis.
+  constexpr index_t next_key() const { return key_first ? 1 : -1; }
+
  private:
   constexpr grid_point<d> extents() const {
     grid_point<d> extents;
