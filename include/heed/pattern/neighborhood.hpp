@@ -78,6 +78,7 @@ class neighborhood_order {
   query_tile<d> const& tile() const { return tile_; }
 
   index_t groups() const { return grid_size(around_.dilation); }
+  index_t panel_rows() const { return grid_size(tile_.tile); }
   index_t rows(index_t group) const { return queries(group).slots(); }
   index_t keys(index_t group) const { return tokens(group).size(); }
 
