@@ -39,7 +39,7 @@ template <std::size_t d, element Q, element K, element V, element O, class... In
 void neighborhood_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                             tensor_view<O, 4> out, neighborhood<d> const& around,
                             Ingredients const&... ingredients) {
-  neighborhood_order<d> const order(around, LANES);
+  neighborhood_order<d> const order(around, attend::panel_lanes<compute_type<Q, K, V, O>>);
   attention(query, key, value, out, order, order.pattern(), ingredients...);
 }
 
@@ -52,7 +52,7 @@ void neighborhood_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> 
                                      tensor_view<DQ, 4> dquery, tensor_view<DK, 4> dkey,
                                      tensor_view<DV, 4> dvalue, neighborhood<d> const& around,
                                      Ingredients const&... ingredients) {
-  neighborhood_order<d> const order(around, LANES);
+  neighborhood_order<d> const order(around, attend::panel_lanes<compute_type<Q, K, V, O>>);
   attention_backward(query, key, value, out, lse, dout, dquery, dkey, dvalue, order,
                      order.pattern(), ingredients...);
 }

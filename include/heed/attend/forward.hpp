@@ -216,6 +216,19 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     }
   }
 
+  /// Asks for what lies beyond each run of tokens: the next panel's runs reach a little further.
+  void expect_beyond(std::span<index_t const> tokens) const {
+    constexpr index_t further = 8;
+    for (std::size_t k = 0; k < tokens.size(); ++k) {
+      if (k + 1 < tokens.size() && tokens[k + 1] == tokens[k] + 1) continue;
+      index_t const last = std::min(tokens[k] + further + 1, p_.key.positions());
+      for (index_t token = tokens[k] + 1; token < last; ++token) {
+        p_.key.expect(where_.batch, p_.key_head(where_.head), token);
+        p_.value.expect(where_.batch, p_.value_head(where_.head), token);
+      }
+    }
+  }
+
   /// A panel meets the keys that have been gathered.
   void meet(panel_memory& at) {
     key_tile<T>& keys = scratch_.keys;
@@ -225,7 +238,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     interval const only = keys.run_count == 1 ? keys.runs[0] : interval{};
     if (only.empty() || only.first != located_.first || only.last != located_.last) {
       auto const tokens = keys.locate(where_);
-      if (keys.run_count > 1) expect_keys(p_, where_, tokens);
+      if (keys.run_count > 1) expect_beyond(tokens);
       scattered_key_rows(p_.key, where_, p_.key_head(where_.head), tokens, scratch_.key_rows,
                          scratch_.key);
       scattered_key_rows(p_.value, where_, p_.value_head(where_.head), tokens, scratch_.value_rows,

@@ -75,9 +75,12 @@ template <class T>
 void copy_query_rows(source<T> const& from, place const& where, interval rows, T* to,
                      index_t stride) {
   where.each_row_run(rows, [&](index_t before, interval tokens) {
-    if (tokens.first >= 0)
+    if (tokens.first >= 0) {
       from.copy(where.batch, where.head, tokens.first, tokens.size(), to + before * stride, stride);
-    else
+      // The next rows will mostly be those beyond.
+      index_t const last = std::min(tokens.last + tokens.size(), from.positions());
+      for (index_t row = tokens.last; row < last; ++row) from.expect(where.batch, where.head, row);
+    } else
       for (index_t r = 0; r < tokens.size(); ++r)
         std::fill_n(to + (before + r) * stride, from.dim(), T(0));
   });
@@ -108,15 +111,6 @@ scattered_rows<T> scattered_key_rows(source<T> const& from, place const& where, 
     scratch += from.dim();
   }
   return {rows};
-}
-
-/// Asks for the keys and values of some tokens to be brought near: what lies in pieces is not foreseen by the machine.
-template <class T>
-void expect_keys(problem<T> const& p, place const& where, std::span<index_t const> tokens) {
-  for (index_t token : tokens) {
-    p.key.expect(where.batch, p.key_head(where.head), token);
-    p.value.expect(where.batch, p.value_head(where.head), token);
-  }
 }
 
 /// Query rows as columns: to[d][lane] = factor[lane] * row(lane)[d], zero in lanes beyond `count`.
