@@ -9,8 +9,9 @@
 // pattern of your own, add a line to the table `catalogue`.
 
 #include <heed/heed.hpp>
-#include <heed/mechanism/benchmark_masks.hpp>
+#include <heed/mechanism/all_or_here.hpp>
 #include <heed/mechanism/block_attention.hpp>
+#include <heed/mechanism/combiner.hpp>
 #include <heed/mechanism/demonstration_blocks.hpp>
 #include <heed/mechanism/dilated_neighborhood.hpp>
 #include <heed/mechanism/elastic_spans.hpp>
@@ -21,24 +22,22 @@
 #include <heed/mechanism/head_strides.hpp>
 #include <heed/mechanism/inward_window.hpp>
 #include <heed/mechanism/isolation.hpp>
+#include <heed/mechanism/local_alignment.hpp>
 #include <heed/mechanism/meta_tokens.hpp>
 #include <heed/mechanism/modality.hpp>
+#include <heed/mechanism/multi_axis.hpp>
 #include <heed/mechanism/parallel_contexts.hpp>
 #include <heed/mechanism/power_attention.hpp>
 #include <heed/mechanism/sentinel_tokens.hpp>
 #include <heed/mechanism/shifted_groups.hpp>
 #include <heed/mechanism/shifted_windows.hpp>
+#include <heed/mechanism/task_kv.hpp>
 #include <heed/mechanism/text_queries.hpp>
 #include <heed/mechanism/token_types.hpp>
 #include <heed/neighborhood.hpp>
 #include <heed/pattern/any_pattern.hpp>
-#include <heed/pattern/bit_mask.hpp>
-#include <heed/pattern/block_table.hpp>
-#include <heed/pattern/bool_mask.hpp>
-#include <heed/pattern/column_ranges.hpp>
-#include <heed/pattern/mask_of.hpp>
-#include <heed/pattern/slices.hpp>
 #include <heed/sliding_window.hpp>
+#include <heed/sparse.hpp>
 
 #include <algorithm>
 #include <cerrno>
@@ -49,6 +48,7 @@
 #include <exception>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -101,7 +101,6 @@ class arguments {
   }
 
   void set(std::string const& name, std::string const& value) {
-    constexpr index_t most = 4096;
     if (auto const place = values_.find(name); place != values_.end())
       place->second = value;
     else if (name == "rows")
@@ -187,7 +186,12 @@ class arguments {
   }
 
   /// Draws self-attention of so many tokens, whatever rows and keys say.
-  index_t tokens(index_t count) { return rows = keys = count; }
+  void tokens(index_t count) {
+    if (count < 1 || count > most)
+      throw usage_error("there are " + std::to_string(count) + " tokens; expected 1 to " +
+                        std::to_string(most));
+    rows = keys = count;
+  }
 
  private:
   static index_t number(std::string const& name, std::string const& text,
@@ -203,6 +207,8 @@ class arguments {
     for (std::string const& name : names_) all += name + ", ";
     return all + "rows, keys, first and head";
   }
+
+  static constexpr index_t most = 4096;  // tokens that can be drawn
 
   std::vector<std::string> names_;
   std::map<std::string, std::string> values_;
@@ -265,7 +271,9 @@ any_pattern neighborhood(arguments& given) {
 /// True with the probability `density`, the same for the same seed.
 std::vector<index_t> drawn(arguments const& given, index_t count) {
   std::mt19937 random(static_cast<std::mt19937::result_type>(given["seed"]));
-  std::bernoulli_distribution kept(given.real("density"));
+  double const density = given.real("density");
+  if (!(density >= 0 && density <= 1)) throw usage_error("density is outside 0 to 1");
+  std::bernoulli_distribution kept(density);
   std::vector<index_t> numbers;
   for (index_t n = 0; n < count; ++n) numbers.push_back(kept(random) ? 1 : 0);
   return numbers;
@@ -296,7 +304,7 @@ std::vector<index_t> letters(arguments const& given, std::string const& name, st
 
 std::span<index_t const> boundaries(arguments& given) {
   std::vector<index_t> const starts = given.list("documents");
-  if (!starts.empty() && starts.back() > 0) given.tokens(starts.back());
+  if (!starts.empty()) given.tokens(starts.back());
   return given.hold<index_t>(starts);
 }
 heed::slices slices_of(arguments& given, heed::benchmark::mask mask) {
@@ -357,6 +365,18 @@ std::vector<entry> const catalogue{
      [](arguments& a) {
        return heed::global_tokens{a["count"], a["reach"]};
      }},
+    {"local_monotone", "radius=6", "the keys around the query's own number",
+     [](arguments& a) {
+       a.first = a.first.value_or(0);
+       return heed::local_monotone(a["radius"]);
+     }},
+    {"local_predictive", "centres=4,20,12,40,60,30 radius=6",
+     "the keys around a place that each query predicts",
+     [](arguments& a) {
+       a.first = a.first.value_or(0);
+       return heed::local_predictive(a.table<float, 3>(a.spread("centres", a.rows)),
+                                     a.real("radius"));
+     }},
     {"prefix_lm", "prefix=20", "a prefix for all, the rest causally",
      [](arguments& a) { return heed::prefix_lm(a["prefix"]); }},
 
@@ -367,6 +387,8 @@ std::vector<entry> const catalogue{
      [](arguments& a) { return heed::key_lengths{a.hold<index_t>({a["length"]})}; }},
     {"key_set", "kept=0,1,2,20,21,40,41,42,43", "some keys for all queries, marked",
      [](arguments& a) { return heed::key_set{a.table<bool, 3>(a.marks("kept", a.keys))}; }},
+    {"key_list", "keys_listed=0,1,2,20,21,40,41,42,43", "the same, as a list",
+     [](arguments& a) { return heed::key_list{a.table<index_t, 3>(a.list("keys_listed"))}; }},
     {"periodic_keys", "period=8 first=6 count=2", "some places of every period",
      [](arguments& a) {
        return heed::periodic_keys{a["period"], a["first"], a["count"]};
@@ -375,6 +397,7 @@ std::vector<entry> const catalogue{
      "each key from its own query on, for so many queries",
      [](arguments& a) {
        auto const lives = a.list("lives");
+       if (lives.empty()) throw usage_error("lives is empty");
        std::vector<index_t> ends;
        for (index_t j = 0; j < a.keys; ++j) ends.push_back(j + lives[size_t(j) % lives.size()]);
        return heed::lifetimes{a.table<index_t, 3>(ends)};
@@ -410,15 +433,31 @@ std::vector<entry> const catalogue{
        return heed::block_table{
            {a.hold<bool>(drawn(a, rows * keys)), {1, 1, rows, keys}}, {size}, {size}};
      }},
+    {"block_rows", "size=8 density=0.25 seed=1", "the same as lists",
+     [](arguments& a) {
+       index_t const size = std::max<index_t>(1, a["size"]), rows = (a.rows + size - 1) / size,
+                     keys = (a.keys + size - 1) / size;
+       auto const kept = drawn(a, rows * keys);
+       std::vector<index_t> offsets{0}, columns;
+       for (index_t r = 0; r < rows; ++r) {
+         for (index_t c = 0; c < keys; ++c)
+           if (kept[size_t(r * keys + c)] != 0) columns.push_back(c);
+         offsets.push_back(std::ssize(columns));
+       }
+       return heed::block_rows{
+           a.table<index_t, 3>(offsets), a.hold<index_t>(columns), keys, {size}, {size}};
+     }},
     {"slices", "list=0,20,0,20,1,20,44,20,64,3,44,64,0,64,2",
      "rectangles: rows, keys, and 0 full, 1 causal, 2 inverse, 3 both",
      [](arguments& a) {
        auto const numbers = a.list("list");
+       if (numbers.size() % 5 != 0)
+         throw usage_error("list is not five numbers for each rectangle");
        std::vector<heed::slice> all;
        for (size_t n = 0; n + 4 < numbers.size(); n += 5)
          all.push_back({{numbers[n], numbers[n + 1]},
                         {numbers[n + 2], numbers[n + 3]},
-                        static_cast<heed::slice_type>(numbers[n + 4])});
+                        static_cast<heed::slice_type>(std::clamp<index_t>(numbers[n + 4], 0, 3))});
        return heed::slices{a.own(all)};
      }},
     {"column_ranges", "hidden_from=20,20,44,44,64",
@@ -445,6 +484,16 @@ std::vector<entry> const catalogue{
        return heed::mask_of([f = std::max<index_t>(1, a["factor"])](index_t query, index_t key) {
          return query * key % f == 0;
        });
+     }},
+
+    {"classified", "factor=16 block=8", "a function whose empty and full blocks were found before",
+     [](arguments& a) {
+       auto const near =
+           heed::mask_of([f = std::max<index_t>(1, a["factor"])](index_t query, index_t key) {
+             return query / f == key / f || key < 4;
+           });
+       index_t const block = a["block"];
+       return heed::classified(near, a.own(heed::classify(near, a.rows, a.keys, {block, block})));
      }},
 
     // Groups of tokens in language models
@@ -505,12 +554,32 @@ std::vector<entry> const catalogue{
      [](arguments& a) {
        return heed::factorised_fixed({a["length"], a["count"], a["variants"]});
      }},
+    {"combiner_fixed", "block=8", "what a query meets directly; all else through summaries",
+     [](arguments& a) { return heed::combiner_fixed{.block = a["block"]}.direct(); }},
+    {"combiner_log_sparse", "", "the same where summaries form a tree",
+     [](arguments&) { return heed::combiner_log_sparse{}.direct(); }},
     {"head_strides", "stride=4", "each head every stride-th key",
      [](arguments& a) { return heed::head_strides{a["stride"]}; }},
     {"head_parts", "parts=4", "each head a part of the keys",
      [](arguments& a) { return heed::head_parts{a["parts"]}; }},
 
     // Marked tokens
+    {"all_or_here", "everywhere=10,11,12,40 recent=8",
+     "rows with a gate meet all, the others what is recent",
+     [](arguments& a) {
+       return heed::all_or_here(a.table<float, 3>(a.marks("everywhere", a.rows)), a["recent"]);
+     }},
+    {"task_kv", "sinks=2 recent=8 middle=14,15,23,31,40 far=1,0,0,0",
+     "sinks, recent keys and chosen ones, in heads that are not far",
+     [](arguments& a) {
+       std::vector<index_t> far = a.list("far"), middle;
+       for (index_t h = 0; h < std::ssize(far); ++h)
+         std::ranges::copy(a.list("middle"), std::back_inserter(middle));
+       index_t const heads = std::ssize(far), count = heads == 0 ? 0 : std::ssize(middle) / heads;
+       return heed::task_kv{{a["sinks"], a["recent"]},
+                            {a.hold<index_t>(middle), {1, heads, count}},
+                            a.table<bool, 2>(far)};
+     }},
     {"token_types", "types=gllsglslls window=2", "global, local and sliding keys",
      [](arguments& a) {
        auto const types = letters(a, "types", "gls");
@@ -594,6 +663,16 @@ std::vector<entry> const catalogue{
      [](arguments& a) {
        a.tokens(heed::grid_size(a.point<2>("canvas")));
        return between_tokens(a, heed::grid_partition<2>{a.point<2>("canvas"), a.point<2>("cells")});
+     }},
+    {"multi_axis_block", "canvas=8,8 size=4", "windows, of the two in a block of MaxViT",
+     [](arguments& a) {
+       a.tokens(heed::grid_size(a.point<2>("canvas")));
+       return between_tokens(a, heed::multi_axis_block(a.point<2>("canvas"), a["size"]));
+     }},
+    {"multi_axis_grid", "canvas=8,8 size=4", "and the other one, a grid",
+     [](arguments& a) {
+       a.tokens(heed::grid_size(a.point<2>("canvas")));
+       return between_tokens(a, heed::multi_axis_grid(a.point<2>("canvas"), a["size"]));
      }},
     {"axial", "canvas=8,8 axis=0", "the tokens of one row or column",
      [](arguments& a) {

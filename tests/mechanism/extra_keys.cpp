@@ -3,6 +3,7 @@
 #include "support/tensors.hpp"
 
 #include <heed/mechanism/extra_keys.hpp>
+#include <heed/parallel/eigen_pool.hpp>
 
 #include <functional>
 
@@ -228,4 +229,90 @@ TEST_CASE("extra keys: a weight of log n is n equal keys", "[mechanism][extra_ke
                        std::as_const(p.extra_value).view().slice(1, 0, 1), every, weigh(&log_5, 1)),
       other.view());
   CHECK(support::difference(p.out.values<float>(), other.values<float>()) < 4e-6);
+}
+
+TEST_CASE("extra keys: the same bits with threads", "[mechanism][extra_keys]") {
+  Eigen::ThreadPool pool(3);
+  for_each_seed("extra keys threads", 10, [&](seed_t seed) {
+    extra_key_problem p(seed);
+    auto const run = [&](auto const&... ingredients) {
+      heed::attention_with_extra_keys(std::as_const(p.query).view(), std::as_const(p.key).view(),
+                                      std::as_const(p.value).view(), p.extra(), p.out.view(),
+                                      chosen_pattern{p.definition.keep}, heed::scale{p.scale},
+                                      heed::lse_into{p.lse.view()}, ingredients...);
+      return std::pair(p.out.values<float>().values, p.lse.values<float>().values);
+    };
+    return run() == run(heed::on{pool}) ? "" : "the bits differ\n";
+  });
+}
+
+TEST_CASE("extra keys: half and bfloat16 are storage", "[mechanism][extra_keys]") {
+  extra_key_problem p(9);
+  auto const half = [&](guarded<float, 4> const& from) {
+    auto to = support::blank<Eigen::half, 4>(from.extents());
+    auto const view = from.view();
+    to.fill([&](auto const& at) { return Eigen::half(view(at[0], at[1], at[2], at[3])); });
+    return to;
+  };
+  auto const key = half(p.key), value = half(p.value), query = half(p.query);
+  auto const back = [](guarded<Eigen::half, 4> const& from, guarded<float, 4>& to) {
+    auto const view = from.view();
+    to.fill([&](auto const& at) { return float(view(at[0], at[1], at[2], at[3])); });
+  };
+  back(key, p.key);
+  back(value, p.value);
+  back(query, p.query);
+  auto out = support::blank<Eigen::half, 4>(p.out.extents());
+  heed::attention_with_extra_keys(query.view(), key.view(), value.view(), p.extra(), out.view(),
+                                  chosen_pattern{p.definition.keep}, heed::scale{p.scale});
+  auto const exact = p.defined<double>().out;
+  double largest = 0, error = 0;
+  auto const got = out.values<double>();
+  for (std::size_t n = 0; n < exact.values.size(); ++n) {
+    largest = std::max(largest, std::abs(exact.values[n]));
+    error = std::max(error, std::abs(got.values[n] - exact.values[n]));
+  }
+  CHECK(error <= support::epsilon<Eigen::half>() * largest);
+}
+
+TEST_CASE("extra keys: what is taken away is not read", "[mechanism][extra_keys]") {
+  extra_key_problem p(12);
+  float const nan = std::numeric_limits<float>::quiet_NaN(),
+              none = -std::numeric_limits<float>::infinity();
+  p.weights.fill([&](auto const& at) { return at[2] == 0 ? none : 1.0f; });
+  for (index_t b = 0; b < p.B; ++b)
+    for (index_t h = 0; h < p.H; ++h) p.definition.log_weight(b, h, 0) = double(none);
+  for (auto* each : {&p.extra_key, &p.extra_value})
+    each->fill([&](auto const& at) { return at[1] == 0 ? nan : 0.5f; });
+  heed::attention_with_extra_keys(std::as_const(p.query).view(), std::as_const(p.key).view(),
+                                  std::as_const(p.value).view(), p.extra(), p.out.view(),
+                                  chosen_pattern{p.definition.keep}, heed::scale{p.scale},
+                                  heed::lse_into{p.lse.view()});
+  for (float x : p.out.values<float>().values) CHECK(std::isfinite(x));
+  for (float x : p.lse.values<float>().values) CHECK(!std::isnan(x));
+}
+
+TEST_CASE("extra keys: what does not fit is refused before anything is written",
+          "[mechanism][extra_keys]") {
+  std::vector<float> memory(2000, 7.0f);
+  auto const tokens = [&](index_t n, index_t heads, index_t dim) {
+    return heed::bnhd(memory.data(), 2, n, heads, dim);
+  };
+  auto const weights = [&](index_t n) {
+    return heed::log_weights(tensor_view<float, 3>(memory.data(), {1, 1, n}));
+  };
+  chosen_pattern const every{[](index_t, index_t) { return true; }};
+  auto const run = [&](auto key, auto value, index_t weight_count) {
+    heed::attention_with_extra_keys(tokens(3, 4, 5), tokens(6, 2, 5), tokens(6, 2, 8),
+                                    heed::extra_keys(key, value, every, weights(weight_count)),
+                                    tokens(3, 4, 8), every, heed::scale{1});
+  };
+  CHECK_THROWS_WITH(run(tokens(7, 3, 5), tokens(7, 2, 8), 7),
+                    "heed: extra_keys.key has shape [2, 7, 3, 5]; expected [2, 7, a divisor of 4, "
+                    "5] (batch, extra, head, dim)");
+  CHECK_THROWS_WITH(run(tokens(7, 2, 5), tokens(6, 2, 8), 7),
+                    "heed: extra_keys.value has shape [2, 6, 2, 8]; expected [2, 7, a divisor of "
+                    "4, 8] (batch, extra, head, dim)");
+  CHECK_THROWS_AS(run(tokens(7, 2, 5), tokens(7, 2, 8), 6), heed::error);
+  CHECK(memory == std::vector<float>(2000, 7.0f));
 }

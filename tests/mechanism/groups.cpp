@@ -188,6 +188,20 @@ TEST_CASE("contexts beside each other", "[mechanism][quick]") {
         check_pattern(draw, some, where, [&](index_t i, index_t j) {
           return reference::parallel_contexts(i, j, shared, pieces, selected);
         });
+    auto const by_row = std::make_unique<bool[]>(static_cast<std::size_t>(where.rows * segments));
+    for (index_t n = 0; n < where.rows * segments; ++n)
+      by_row[static_cast<std::size_t>(n)] = draw.one_in(2);
+    heed::tensor_view<bool const, 4> const by_row_view(by_row.get(), {1, 1, where.rows, segments});
+    complaint +=
+        check_pattern(draw, heed::parallel_contexts(one_batch(starts), by_row_view), where,
+                      [&](index_t i, index_t j) {
+                        index_t const row = i - (N - where.rows);
+                        std::vector<bool> chosen;
+                        for (std::size_t p = 0; p < pieces.size(); ++p)
+                          chosen.push_back(row >= 0 && row < where.rows &&
+                                           by_row_view(0, 0, row, static_cast<index_t>(p) + 1));
+                        return reference::parallel_contexts(i, j, shared, pieces, chosen);
+                      });
     if (shared == 0 && !same_pairs(all, heed::block_attention(one_batch(starts)), N))
       complaint += "with nothing shared and all selected it is block attention\n";
     index_t pairs =
@@ -212,6 +226,14 @@ TEST_CASE("contexts beside each other", "[mechanism][quick]") {
     }
     return complaint;
   });
+  bool const selection[8] = {};
+  std::vector<index_t> const three{0, 1, 2};
+  CHECK_THROWS_WITH(heed::parallel_contexts(
+                        one_batch(three), heed::tensor_view<bool const, 4>(selection, {1, 1, 2, 4}))
+                        .check({.batches = 1, .sequences = 1, .heads = 1, .rows = 2, .keys = 3}),
+                    "heed: the selection of parallel_contexts has shape [1, 1, 2, 4]; expected [1 "
+                    "or 1, 1 or 1, 2, 3] "
+                    "(batch, head, row, segment)");
   std::vector<index_t> const starts{0, 4, 3};
   std::vector<index_t> positions(5);
   CHECK_THROWS_WITH(heed::parallel_positions(starts, positions),

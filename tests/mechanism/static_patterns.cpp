@@ -1,7 +1,8 @@
 #include "reference/patterns/head_mixtures.hpp"
 #include "reference/patterns/long_range.hpp"
-#include "support/guarded.hpp"
+#include "support/attention_check.hpp"
 #include "support/pattern_check.hpp"
+#include "support/tensors.hpp"
 
 #include <heed/mechanism/elastic_spans.hpp>
 #include <heed/mechanism/factorised.hpp>
@@ -213,5 +214,73 @@ TEST_CASE("elastic spans: the form in blocks", "[mechanism][elastic_spans][quick
           complaint = "the last row of a block differs\n";
       }
     return complaint;
+  });
+}
+
+TEST_CASE("long-range patterns: the engine", "[mechanism][engine]") {
+  for_each_seed("long-range attention", 24, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const M = draw.between(20, 200), rows = draw.between(1, M), block = draw.between(1, 16),
+                  length = draw.between(2, 20), count = draw.between(1, length / 2),
+                  stride = draw.between(1, 5);
+    heed::streaming const span{64, 64};
+    auto const complaint = [&](heed::any_pattern const& pattern, auto keep) {
+      return support::attention_complaint(
+          seed, {.pattern = pattern, .keep = keep, .rows = rows, .keys = M, .heads = 4});
+    };
+    switch (seed % 6) {
+      case 0:
+        return complaint(heed::power_of_two_keys, [](index_t, index_t, index_t p, index_t j) {
+          return reference::power_of_two_keys(p, j);
+        });
+      case 1:
+        return complaint(heed::power_attention(block), [=](index_t, index_t, index_t p, index_t j) {
+          return reference::power_attention(p, j, block, 5, 1);
+        });
+      case 2:
+        return complaint(heed::factorised_local(length) | heed::factorised_strided(length),
+                         [=](index_t, index_t, index_t p, index_t j) {
+                           return reference::factorised_local(p, j, length) ||
+                                  reference::factorised_strided(p, j, length);
+                         });
+      case 3:
+        return complaint(heed::factorised_fixed({length, count, 2}),
+                         [=](index_t, index_t h, index_t p, index_t j) {
+                           return reference::factorised_fixed(p, j, length, count, 2, h);
+                         });
+      case 4:
+        return complaint(heed::elastic_span_in_blocks(span),
+                         [=](index_t, index_t, index_t p, index_t j) {
+                           return reference::elastic_span_in_blocks(p, j, {64, 64});
+                         });
+      default:
+        return complaint(heed::head_strides{stride},
+                         [=](index_t, index_t h, index_t, index_t j) {
+                           return reference::head_strides(j, stride, h % stride);
+                         }) +
+               complaint(heed::head_parts{stride}, [=](index_t, index_t h, index_t, index_t j) {
+                 return reference::head_parts(j, M, stride, h);
+               });
+    }
+  });
+}
+
+TEST_CASE("head-wise strides: packed keys are the same attention", "[mechanism][head_strides]") {
+  for_each_seed("packed head strides", 20, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const M = draw.between(1, 40), stride = draw.between(1, 6);
+    heed::packed_head_strides const share{M, stride};
+    auto const query = support::normal(draw, {2, 3, 4, 5}),
+               key = support::normal(draw, {2, M, 2, 5}),
+               value = support::normal(draw, {2, M, 2, 6});
+    auto packed_key = support::blank<float, 4>({2, share.rows(), 4, 5}),
+         packed_value = support::blank<float, 4>({2, share.rows(), 4, 6});
+    heed::pack_head_strides(key.view(), stride, packed_key.view());
+    heed::pack_head_strides(value.view(), stride, packed_value.view());
+    auto const got = support::attend(query.view(), std::as_const(packed_key).view(),
+                                     std::as_const(packed_value).view(), heed::any_pattern(share));
+    auto const expected = support::attend(query.view(), key.view(), value.view(),
+                                          heed::any_pattern(heed::head_strides{stride}));
+    return support::difference(got.out, expected.out) < 4e-6 ? "" : "packed heads differ\n";
   });
 }

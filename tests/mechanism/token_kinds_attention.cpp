@@ -147,22 +147,40 @@ TEST_CASE("attention of a tail to selected contexts, by batch and head", "[mecha
       for (std::size_t s = 1; s + 1 < cuts.size(); ++s) list.push_back(cuts[s + 1] - cuts[s]);
     }
     index_t const segments = pieces + 2;
-    flags const selected(draw, 2 * 2 * segments, 2);
+    index_t const rows = draw.between(1, N);
+    flags const selected(draw, 2 * 2 * segments, 2), by_row(draw, 2 * rows * segments, 2);
+    heed::tensor_view<bool const, 4> const by_row_view(by_row.memory.get(), {2, 1, rows, segments});
     heed::tensor_view<index_t const, 2> const starts_view(starts.data(), {2, segments});
     heed::tensor_view<bool const, 3> const selected_view(selected.memory.get(), {2, 2, segments});
-    return attention_complaint(
-        seed, {.pattern = heed::parallel_contexts(starts_view, selected_view),
-               .keep =
-                   [&](index_t batch, index_t head, index_t i, index_t j) {
-                     std::vector<bool> chosen;
-                     for (index_t p = 0; p < pieces; ++p)
-                       chosen.push_back(selected_view(batch, head, p + 1));
-                     auto const b = static_cast<std::size_t>(batch);
-                     return reference::parallel_contexts(i, j, shared[b], lengths[b], chosen);
-                   },
-               .rows = draw.between(1, N),
-               .keys = N,
-               .batches = 2});
+    return attention_complaint(seed,
+                               {.pattern = heed::parallel_contexts(starts_view, selected_view),
+                                .keep =
+                                    [&](index_t batch, index_t head, index_t i, index_t j) {
+                                      std::vector<bool> chosen;
+                                      for (index_t p = 0; p < pieces; ++p)
+                                        chosen.push_back(selected_view(batch, head, p + 1));
+                                      auto const b = static_cast<std::size_t>(batch);
+                                      return reference::parallel_contexts(i, j, shared[b],
+                                                                          lengths[b], chosen);
+                                    },
+                                .rows = rows,
+                                .keys = N,
+                                .batches = 2}) +
+           attention_complaint(
+               seed, {.pattern = heed::parallel_contexts(starts_view, by_row_view),
+                      .keep =
+                          [&](index_t batch, index_t, index_t i, index_t j) {
+                            std::vector<bool> chosen;
+                            for (index_t p = 0; p < pieces; ++p)
+                              chosen.push_back(by_row_view(batch, 0, i - (N - rows), p + 1));
+                            auto const b = static_cast<std::size_t>(batch);
+                            return reference::parallel_contexts(i, j, shared[b], lengths[b],
+                                                                chosen);
+                          },
+                      .rows = rows,
+                      .keys = N,
+                      .batches = 2,
+                      .decodes = false});
   });
 }
 

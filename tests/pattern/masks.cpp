@@ -42,7 +42,7 @@ std::string message_of(Pattern const& pattern, heed::call_shape const& shape) {
   return "";
 }
 
-constexpr support::pattern_claims exact{.exact_tiles = true, .exact_keys = true};
+constexpr support::pattern_claims exact{.exact_tiles = true};
 
 }  // namespace
 
@@ -84,6 +84,23 @@ TEST_CASE("boolean masks of any strides, by batch and head or shared", "[pattern
                                   [&](index_t p, index_t j) { return !keep(p, j); },
                                   {.exact_tiles = true});
   });
+}
+
+TEST_CASE("keys that lie far apart are told one by one", "[pattern][quick]") {
+  constexpr index_t rows = 3, keys = 300;
+  std::vector<char> pairs(rows * keys, 0);
+  for (index_t j : {5, 6, 63, 64, 80, 95, 200})
+    pairs[static_cast<std::size_t>(j % 3 * keys + j)] = 1;
+  auto const bytes = packed(pairs);
+  auto const bound = heed::bit_mask{.bytes = bytes}.bind({.rows = rows, .keys = keys});
+  std::vector<std::array<index_t, 2>> runs;
+  for (auto run = bound.next_keys({297, 300}, 0, keys); !run.empty();
+       run = bound.next_keys({297, 300}, run.last, keys))
+    runs.push_back({run.first, run.last});
+  CHECK(runs == std::vector<std::array<index_t, 2>>{{5, 7}, {63, 96}, {200, 201}});
+  // Only those of the row asked for: 5, 80, 95 and 200 are met by the last one.
+  CHECK(bound.next_keys({299, 300}, 6, keys).first == 80);
+  CHECK(bound.next_keys({299, 300}, 6, keys).last == 96);
 }
 
 TEST_CASE("packed bits, a stream for all sequences or for each", "[pattern][quick]") {

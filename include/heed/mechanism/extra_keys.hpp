@@ -100,6 +100,40 @@ void add_to(tensor_view<To, 4> to, tensor_view<From, 4> more) {
                                                convert_element<T>(more(b, i, h, d)));
 }
 
+/// Checks both calls before either writes anything.
+template <class T, class Q, class K, class V, class Extra, class O, class L, class... I>
+void check_extra_keys(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
+                      Extra const& extra, tensor_view<O, 4> out, tensor_view<L, 3> lse,
+                      I const&... ingredients) {
+  auto const fits = [&](char const* name, auto const& view, index_t dim) {
+    require(view.extent(0) == query.extent(0) && view.extent(1) == extra.key.extent(1) &&
+                view.extent(2) > 0 && query.extent(2) % view.extent(2) == 0 &&
+                view.extent(3) == dim,
+            [&] {
+              return std::string("extra_keys.") + name + " has shape " +
+                     shape_text(view.extents()) + "; expected [" + std::to_string(query.extent(0)) +
+                     ", " + std::to_string(extra.key.extent(1)) + ", a divisor of " +
+                     std::to_string(query.extent(2)) + ", " + std::to_string(dim) +
+                     "] (batch, extra, head, dim)";
+            });
+  };
+  fits("key", extra.key, query.extent(3));
+  fits("value", extra.value, value.extent(3));
+  attend::detail::expect_like("out", out,
+                              {query.extent(0), query.extent(1), query.extent(2), value.extent(3)},
+                              "query with the head_dim of value");
+  attend::detail::expect_memory("out", out);
+  with_sequence_ingredients(
+      [&](auto const&... own) {
+        call_shape const shape = attend::make_problem<T>(query, key, value, own...).shape();
+        if (lse.data() != nullptr) check_row_view("lse", lse, shape);
+      },
+      ingredients...);
+  with_extra_ingredients(
+      [&](auto const&... own) { attend::make_problem<T>(query, extra.key, extra.value, own...); },
+      extra.own, ingredients...);
+}
+
 /// Another place for the gradient of scale, which each part writes for itself.
 template <class Ingredient>
 Ingredient with_scale_gradient(Ingredient const& ingredient, double&) {
@@ -126,6 +160,8 @@ void attention_with_extra_keys(tensor_view<Q, 4> query, tensor_view<K, 4> key,
   using T = compute_type<Q, K, V, EK, EV, O>;
   static_assert(std::is_same_v<T, compute_type<O>>,
                 "heed: with an operand in double, out is in double");
+  auto const lse = attend::one_of<detail::is_lse_into>(lse_into<T>{}, ingredients...).out;
+  detail::check_extra_keys<T>(query, key, value, extra, out, lse, ingredients...);
   index_t const batches = out.extent(0), rows = out.extent(1), heads = out.extent(2),
                 dim = out.extent(3);
   auto const lay_out = [&](arena memory) {
@@ -152,7 +188,6 @@ void attention_with_extra_keys(tensor_view<Q, 4> query, tensor_view<K, 4> key,
       },
       extra.own, ingredients...);
 
-  auto const lse = attend::one_of<detail::is_lse_into>(lse_into<T>{}, ingredients...).out;
   auto const run_on = attend::one_of<attend::detail::is_executor>(serial{}, ingredients...);
   detail::for_row_pieces(run_on, rows, [&](index_t first, index_t count) {
     auto const piece = [&](partial_attention<T> const& part) {
@@ -180,6 +215,12 @@ void attention_with_extra_keys_backward(
                 "heed: with an operand in double, out is in double");
   static_assert((true && ... && !attend::detail::is_a<Ingredients, row_scale>),
                 "heed: the backward pass with extra keys takes no row_scale");
+  detail::check_extra_keys<T>(query, key, value, extra, out, lse, ingredients...);
+  attend::check_gradients(query, key, value, dquery, dkey, dvalue);
+  attend::detail::expect_like("dextra_key", dextra_key, extra.key.extents(), "extra_keys.key");
+  attend::detail::expect_like("dextra_value", dextra_value, extra.value.extents(),
+                              "extra_keys.value");
+  attend::detail::expect_like("dout", dout, out.extents(), "out");
   workspace& memory = detail::extra_keys_workspace();
   index_t const rows = query.extent(1);
   auto const from_extra =

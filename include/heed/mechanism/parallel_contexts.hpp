@@ -37,6 +37,73 @@ inline auto parallel_contexts(tensor_view<index_t const, 2> starts,
                                 starts};
 }
 
+/// Pieces selected for each query: it meets the keys of segment s where selected(b, h, row, s).
+struct selected_pieces {
+  tensor_view<bool const, 4> selected;
+  tensor_view<index_t const, 2> starts;
+
+  struct bound {
+    tensor_view<bool const, 2> selected;  // [row, segment]
+    detail::segment_starts segments;
+    index_t shift;  // from a position to its row
+
+    bool keep(index_t query, index_t key) const { return chosen(query, segments.of(key)); }
+    coverage cover(interval queries, interval keys) const {
+      bool some = false, every = true;
+      for (index_t s = segments.of(keys.first); s <= segments.of(keys.last - 1); ++s) {
+        if (intersect(segments.positions(s, keys.last), keys).empty()) continue;
+        for (index_t p = queries.first; p < queries.last; ++p) {
+          bool const met = chosen(p, s);
+          some |= met;
+          every &= met;
+        }
+      }
+      return every ? coverage::all : some ? coverage::some : coverage::none;
+    }
+
+   private:
+    bool chosen(index_t query, index_t segment) const {
+      index_t const row = query + shift;
+      return row >= 0 && row < selected.extent(0) && selected(row, segment);
+    }
+  };
+
+  bound bind(place const& where) const {
+    auto const at = [&](int axis, index_t number) {
+      return (selected.extent(axis) == 1 ? 0 : number) * selected.stride(axis);
+    };
+    index_t const batch = starts.extent(0) == 1 ? 0 : where.batch;
+    return {{selected.data() + at(0, where.batch) + at(1, where.head),
+             {selected.extent(2), selected.extent(3)},
+             {selected.stride(2), selected.stride(3)}},
+            {starts.data() + batch * starts.stride(0), starts.stride(1), starts.extent(1)},
+            where.rows - where.keys};
+  }
+  void check(call_shape const& shape) const {
+    auto const fits = [&](int axis, index_t full) {
+      return selected.extent(axis) == 1 || selected.extent(axis) == full;
+    };
+    require(fits(0, shape.batches) && fits(1, shape.heads) && selected.extent(2) == shape.rows &&
+                selected.extent(3) == starts.extent(1),
+            [&] {
+              return "the selection of parallel_contexts has shape " +
+                     shape_text(selected.extents()) + "; expected [1 or " +
+                     std::to_string(shape.batches) + ", 1 or " + std::to_string(shape.heads) +
+                     ", " + std::to_string(shape.rows) + ", " + std::to_string(starts.extent(1)) +
+                     "] (batch, head, row, segment)";
+            });
+  }
+};
+
+/// The same with a selection for each query of the tail. selected: [batch, head, row, pieces + 2], the first two 1 to
+/// share; other rows do not matter.
+inline auto parallel_contexts(tensor_view<index_t const, 2> starts,
+                              tensor_view<bool const, 4> selected) {
+  return causal{} & (by_segments{sliding_window{0, 0} | first_keys{1}, starts} |
+                     (by_segments{queries_from{starts.extent(1) - 1}, starts} &
+                      selected_pieces{selected, starts}));
+}
+
 /// Where the tail goes on counting.
 enum class tail_position { after_longest_piece, after_all };
 

@@ -46,12 +46,26 @@ struct mask_table {
       }
     return none ? coverage::none : all ? coverage::all : coverage::some;
   }
-  /// Exactly the union of the rows.
+  /// The union of the rows, with gaps of fewer than 16 keys taken along: gathering is dearer than they are.
   constexpr interval next_keys(interval some, interval among) const {
+    constexpr index_t gap = 16;
     some = intersect(some, {0, rows});
+    interval run{among.last, among.last};
     among = intersect(among, {0, columns});
-    index_t const first = find(some, among, true);
-    return {first, find(some, {first, among.last}, false)};
+    for (index_t key = among.first; key < among.last; key += 64) {
+      std::uint64_t met = 0;
+      for (index_t row = some.first; row < some.last; ++row) met |= words.word(row, key);
+      met &= bit_range(0, among.last - key);
+      while (met != 0) {
+        int const first = std::countr_zero(met), ones = std::countr_one(met >> first);
+        if (run.empty()) run = {key + first, key + first};
+        if (key + first - run.last >= gap) return run;
+        run.last = key + first + ones;
+        met &= ~bit_range(first, first + ones);
+      }
+      if (!run.empty() && key + 64 - run.last >= gap) return run;
+    }
+    return run;
   }
   constexpr void mask(std::span<index_t const> queries, interval keys, std::uint64_t* bits) const {
     for (index_t key = keys.first; key < keys.last; key += 64) {
@@ -71,18 +85,6 @@ struct mask_table {
       for (index_t key = keys.first; key < keys.last; key += 64)
         sum += std::popcount(words.word(row, key) & bit_range(0, keys.last - key));
     return sum;
-  }
-
- private:
-  /// The first key that some row keeps, or that none keeps; the end if there is none.
-  constexpr index_t find(interval some, interval among, bool kept) const {
-    for (index_t key = among.first; key < among.last; key += 64) {
-      std::uint64_t met = 0;
-      for (index_t row = some.first; row < some.last; ++row) met |= words.word(row, key);
-      if (!kept) met = ~met;
-      if (met != 0) return std::min(key + std::countr_zero(met), among.last);
-    }
-    return std::max(among.first, among.last);
   }
 };
 
