@@ -149,7 +149,7 @@ class backward_worker {
     interval const rows = at.queries.rows;
     T* const scale = scratch_.weights;
     for (index_t lane = 0; lane < rows.size(); ++lane)
-      scale[lane] = p_.score_scale(where_, rows.first + lane);
+      scale[lane] = p_.score_scale(where_, at.tokens[lane]);
     load_rows(p_.query, rows, scale, at.query_rows, scratch_.padded_dim);
     load_rows(saved_.dout, rows, nullptr, at.dout_rows, scratch_.padded_value_dim);
     at.finite = all_finite<Arch, T>(row_block<T>{at.query_rows, scratch_.padded_dim}, rows.size(),
@@ -199,10 +199,10 @@ class backward_worker {
       else
         meet(at, at.keys.hull_within(tile), panel_share);
     }
-    where_.each_key_run(tile, [&](index_t before, interval tokens) {
-      dkey.add(where_.batch, key_head, tokens.first, tokens.size(),
-               scratch_.dkey + before * scratch_.padded_dim, scratch_.padded_dim);
-      dvalue.add(where_.batch, value_head, tokens.first, tokens.size(),
+    where_.each_key_run(tile, [&](index_t before, token_run tokens) {
+      dkey.add(where_.batch, key_head, tokens, scratch_.dkey + before * scratch_.padded_dim,
+               scratch_.padded_dim);
+      dvalue.add(where_.batch, value_head, tokens,
                  scratch_.dvalue + before * scratch_.padded_value_dim, scratch_.padded_value_dim);
     });
   }

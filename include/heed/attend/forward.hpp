@@ -167,16 +167,16 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       return;
     place next = where_;
     ++next.group;
-    auto const expect = [&](source<T> const& from, index_t head, interval tokens) {
-      for (index_t token = tokens.first; token < tokens.last && token >= 0; ++token)
-        from.expect(next.batch, head, token);
+    auto const expect = [&](source<T> const& from, index_t head, token_run tokens) {
+      for (index_t i = 0; i < tokens.size && !tokens.padding(); ++i)
+        from.expect(next.batch, head, tokens.first + i * tokens.step);
     };
-    next.each_key_run({0, next.order->keys(next.group)}, [&](index_t, interval tokens) {
+    next.each_key_run({0, next.order->keys(next.group)}, [&](index_t, token_run tokens) {
       expect(p_.key, p_.key_head(next.head), tokens);
       expect(p_.value, p_.value_head(next.head), tokens);
     });
     next.each_row_run({0, next.order->rows(next.group)},
-                      [&](index_t, interval tokens) { expect(p_.query, next.head, tokens); });
+                      [&](index_t, token_run tokens) { expect(p_.query, next.head, tokens); });
   }
 
   /// One panel through just the keys that it meets, wherever they lie: short runs are brought together in tiles of about
@@ -392,7 +392,8 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       for (index_t lane = 0; lane < at.queries.count(); ++lane) {
         row_summary<T> const summary{lse[lane], rest[lane], at.row_max[lane] / unit,
                                      at.score_sum[lane] * factor[lane] / unit};
-        show_row(observers, where_, at.queries.rows.first + lane, summary);
+        if (at.tokens[lane] >= 0)
+          show_row(observers, at.seen_from(where_, lane), at.queries.rows.first + lane, summary);
       }
     }
     store_columns<Arch>(at.accumulated, width, factor, out, where_, at.queries.rows, scratch_.rows);

@@ -63,7 +63,7 @@ class sweep_worker {
     std::fill_n(at_.lse, width, std::numeric_limits<T>::infinity());
     std::fill_n(at_.rest, width, T(0));
     for (index_t lane = 0; lane < at_.queries.count(); ++lane) {
-      index_t const row = where.row(at_.queries.rows.first + lane);
+      index_t const row = at_.tokens[lane];
       if (row < 0) continue;
       at_.lse[lane] = saved_.lse(where.batch, where.head, row);
       at_.rest[lane] = saved_.rest(where.batch, where.head, row);

@@ -74,15 +74,12 @@ void with_registers(int registers, F&& f) {
 template <class T>
 void copy_query_rows(source<T> const& from, place const& where, interval rows, T* to,
                      index_t stride) {
-  where.each_row_run(rows, [&](index_t before, interval tokens) {
-    if (tokens.first >= 0) {
-      from.copy(where.batch, where.head, tokens.first, tokens.size(), to + before * stride, stride);
-      // The next rows will mostly be those beyond.
-      index_t const last = std::min(tokens.last + tokens.size(), from.positions());
-      for (index_t row = tokens.last; row < last; ++row) from.expect(where.batch, where.head, row);
-    } else
-      for (index_t r = 0; r < tokens.size(); ++r)
-        std::fill_n(to + (before + r) * stride, from.dim(), T(0));
+  where.each_row_run(rows, [&](index_t before, token_run tokens) {
+    T* const part = to + before * stride;
+    if (tokens.padding())
+      for (index_t r = 0; r < tokens.size; ++r) std::fill_n(part + r * stride, from.dim(), T(0));
+    else
+      from.copy(where.batch, where.head, tokens.first, tokens.size, part, stride, 0, tokens.step);
   });
 }
 
@@ -95,9 +92,9 @@ row_block<T> key_rows(source<T> const& from, place const& where, index_t head,
                      reused);
   T* to = scratch;
   for (interval run : runs)
-    where.each_key_run(run, [&](index_t, interval tokens) {
-      from.copy(where.batch, head, tokens.first, tokens.size(), to, from.dim());
-      to += tokens.size() * from.dim();
+    where.each_key_run(run, [&](index_t, token_run tokens) {
+      from.copy(where.batch, head, tokens.first, tokens.size, to, from.dim(), 0, tokens.step);
+      to += tokens.size * from.dim();
     });
   return {scratch, from.dim()};
 }
@@ -144,11 +141,21 @@ struct query_panel {
   T* query;           // [dim][lane], scaled, in units of scores
   T* positions;       // [lane]
   index_t* standing;  // the same as whole numbers
+  index_t* tokens;    // [lane], the rows of the tensors, below 0 where there is none
 
   query_panel(arena& memory, index_t dim, index_t width)
       : query(memory.take<T>(dim * width)),
         positions(memory.take<T>(width)),
-        standing(memory.take<index_t>(width)) {}
+        standing(memory.take<index_t>(width)),
+        tokens(memory.take<index_t>(width)) {}
+
+  /// Where the query of a lane lies, as a place whose row() is known already.
+  place seen_from(place const& where, index_t lane) const {
+    place seen = where;
+    seen.order = nullptr;
+    seen.first_row = tokens[lane] - (queries.rows.first + lane);
+    return seen;
+  }
 
   std::span<index_t const> each_position() const {
     return {standing, static_cast<std::size_t>(queries.count())};
@@ -193,8 +200,8 @@ struct key_tile {
   std::span<index_t const> locate(place const& where) {
     index_t* next = tokens;
     for (interval run : each_run())
-      where.each_key_run(run, [&](index_t, interval rows) {
-        for (index_t row = rows.first; row < rows.last; ++row) *next++ = row;
+      where.each_key_run(run, [&](index_t, token_run rows) {
+        for (index_t i = 0; i < rows.size; ++i) *next++ = rows.first + i * rows.step;
       });
     return {tokens, static_cast<std::size_t>(count)};
   }
@@ -278,10 +285,10 @@ void store_columns(T* columns, index_t lanes, T const* factor, sink<T> const& to
                           to.row_stride());
   } else {
     simd::transpose<Arch>(dim, rows.size(), columns, lanes, row_scratch, dim);
-    where.each_row_run(rows, [&](index_t before, interval tokens) {
-      if (tokens.first >= 0)
-        to.store(where.batch, where.head, tokens.first, tokens.size(), row_scratch + before * dim,
-                 dim);
+    where.each_row_run(rows, [&](index_t before, token_run tokens) {
+      if (!tokens.padding())
+        to.store(where.batch, where.head, tokens.first, tokens.size, row_scratch + before * dim,
+                 dim, tokens.step);
     });
   }
 }
@@ -435,15 +442,20 @@ void open_panel(problem<T> const& p, place const& where, Bound const& bound, ind
                 query_panel<T>& at, T* scratch) {
   constexpr index_t lanes = simd::tile_shape<T, Arch>::lanes;
   at.queries = panelling<T, Arch>::at(where, p.position, number);
-  if (!bound.pattern.scattered()) at.keys = bound.pattern.keys(at.queries.positions, where.keys);
+  at.keys = bound.pattern.scattered() ? interval_set({0, where.keys})
+                                      : bound.pattern.keys(at.queries.positions, where.keys);
+  where.each_row_run(at.queries.rows, [&](index_t before, token_run run) {
+    for (index_t i = 0; i < run.size; ++i)
+      at.tokens[before + i] = run.padding() ? -1 : run.first + i * run.step;
+  });
   index_t const width = at.queries.registers * lanes;
   alignas(64) T scale[simd::tile_shape<T, Arch>::max_lanes];
   for (index_t lane = 0; lane < width; ++lane) {
     // Lanes beyond the last row stand where it stands; what they compute is never stored.
-    index_t const row = std::min(at.queries.rows.first + lane, at.queries.rows.last - 1);
-    at.standing[lane] = p.position(where, row);
+    index_t const real = std::min(lane, at.queries.count() - 1);
+    at.standing[lane] = p.position(where, at.queries.rows.first + real);
     at.positions[lane] = static_cast<T>(at.standing[lane]);
-    scale[lane] = p.score_scale(where, row) * score_tile<1, Arch, T, Bound>::query_unit;
+    scale[lane] = p.score_scale(where, at.tokens[real]) * score_tile<1, Arch, T, Bound>::query_unit;
   }
   load_columns<Arch>(p.query, where, at.queries.rows, scale, at.query, width, scratch);
 }

@@ -67,19 +67,18 @@ struct box_order {
 
   /// The tokens at a slot and after it, as far as they are consecutive, where the queries are those of a lattice. Runs
   /// along the last axis; slots of padding are below 0.
-  constexpr interval run(lattice<d> const& tokens, index_t slot) const {
+  constexpr token_run run(lattice<d> const& tokens, index_t slot) const {
     grid_point<d> const shape = tile();
     index_t const lanes = grid_size(shape), number = slot / lanes, lane = slot - number * lanes;
     grid_box<d> const around = box(number);
-    if (index_t const padding = padding_from(lane, around); padding > 0) return {-padding, 0};
+    if (index_t const padding = padding_from(lane, around); padding > 0) return {-1, padding};
     grid_point<d> at = grid_place(shape, lane);
     for (std::size_t a = 0; a < d; ++a) at[a] += around[a].first;
-    index_t const token = tokens.token(at);
-    if (tokens.step[d - 1] != 1) return {token, token + 1};
     // Boxes of a single line follow one another along it.
     boxed_axis const& last = axes[d - 1];
     bool const line = lanes == last.tile() && last.gapless();
-    return {token, token + (line ? last.length() : around[d - 1].last) - at[d - 1]};
+    return {tokens.token(at), (line ? last.length() : around[d - 1].last) - at[d - 1],
+            tokens.step[d - 1]};
   }
 
   /// The coordinates of the queries of box `number`.

@@ -82,10 +82,10 @@ class neighborhood_order {
   index_t rows(index_t group) const { return queries(group).slots(); }
   index_t keys(index_t group) const { return tokens(group).size(); }
 
-  interval query_run(index_t group, index_t slot) const {
+  token_run query_run(index_t group, index_t slot) const {
     return queries(group).run(tokens(group), slot);
   }
-  interval key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
+  token_run key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
 
   /// The coordinates, in the group, of the query or key at a slot.
   grid_point<d> query_place(index_t group, index_t slot) const {

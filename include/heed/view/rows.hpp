@@ -136,11 +136,12 @@ class source {
       __builtin_prefetch(row + b);
   }
 
-  /// Rows [first, first + count) of one head, converted into `to`. Asks for the row `ahead` rows on to be brought near
+  /// `count` rows of one head from `first` on, `step` apart, converted into `to`. Asks for the row `ahead` rows on to be brought near
   /// while it reads a row.
   void copy(index_t batch, index_t head, index_t first, index_t count, T* to, index_t to_stride,
-            index_t ahead = 0) const {
-    convert_(at(batch, first, head), strides_[1], strides_[3], count, dim(), to, to_stride, ahead);
+            index_t ahead = 0, index_t step = 1) const {
+    convert_(at(batch, first, head), step * strides_[1], strides_[3], count, dim(), to, to_stride,
+             ahead);
   }
 
  private:
@@ -184,8 +185,9 @@ class sink {
   }
 
   void store(index_t batch, index_t head, index_t first, index_t count, T const* from,
-             index_t from_stride) const {
-    store_(at(batch, first, head), strides_[1], strides_[3], count, extents_[3], from, from_stride);
+             index_t from_stride, index_t step = 1) const {
+    store_(at(batch, first, head), step * strides_[1], strides_[3], count, extents_[3], from,
+           from_stride);
   }
 
  private:
