@@ -255,3 +255,47 @@ TEST_CASE("combiner: which summaries a row meets", "[mechanism][combiner][quick]
   });
   CHECK(heed::detail::count_spans(heed::combiner_log_sparse{}, 1000) < 1000);
 }
+
+TEST_CASE("combiner: float, half and no tokens at all", "[mechanism][combiner]") {
+  combiner_problem p(21, 40);
+  heed::combiner_fixed const how{5, true, p.pool};
+  p.run(how);
+  auto const rounded = [&]<class T>(T, guarded<double, 4> const& from) {
+    auto to = support::blank<T, 4>(from.extents());
+    auto const view = from.view();
+    to.fill([&](auto const& at) { return T(float(view(at[0], at[1], at[2], at[3]))); });
+    return to;
+  };
+  auto const error = [&]<class T>(T zero) {
+    auto const query = rounded(zero, p.query), key = rounded(zero, p.key),
+               value = rounded(zero, p.value);
+    auto out = support::blank<T, 4>(p.out.extents());
+    heed::combiner_attention(how, query.view(), key.view(), value.view(), out.view(),
+                             heed::scale{p.scale});
+    return support::difference(out.template values<double>(), p.out.values<double>());
+  };
+  CHECK(error(0.0f) < 1e-5);
+  CHECK(error(Eigen::half(0.0f)) < 2e-2);
+  auto const nothing = heed::bnhd(static_cast<float*>(nullptr), 2, 0, 2, 3);
+  heed::combiner_attention(how, nothing, nothing, nothing, nothing);
+}
+
+TEST_CASE("combiner: what does not fit is refused", "[mechanism][combiner]") {
+  std::vector<float> memory(1000, 7.0f);
+  auto const tokens = [&](index_t n, index_t heads, index_t dim) {
+    return heed::bnhd(memory.data(), 2, n, heads, dim);
+  };
+  auto const run = [&](heed::combiner_fixed how, auto query, auto key, auto value, auto out) {
+    heed::combiner_attention(how, query, key, value, out);
+  };
+  CHECK_THROWS_WITH(run({0}, tokens(6, 2, 3), tokens(6, 2, 3), tokens(6, 2, 3), tokens(6, 2, 3)),
+                    "heed: combiner_fixed has blocks of 0; expected at least 1");
+  CHECK_THROWS_WITH(run({2}, tokens(6, 2, 3), tokens(5, 2, 3), tokens(5, 2, 3), tokens(6, 2, 3)),
+                    "heed: query has shape [2, 6, 2, 3], key [2, 5, 2, 3]; expected as many "
+                    "positions, each with a query and a key");
+  CHECK_THROWS_AS(run({2}, tokens(6, 2, 3), tokens(6, 2, 3), tokens(5, 2, 3), tokens(6, 2, 3)),
+                  heed::error);
+  CHECK_THROWS_AS(run({2}, tokens(6, 2, 3), tokens(6, 2, 3), tokens(6, 2, 3), tokens(6, 2, 4)),
+                  heed::error);
+  CHECK(memory == std::vector<float>(1000, 7.0f));
+}

@@ -132,6 +132,10 @@ void adaptive_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
     return "reaches_far has shape " + shape_text(reaches_far.extents()) + "; expected " +
            shape_text(row_shape) + " (batch, head, row)";
   });
+  attend::detail::expect_like("out", out, {batches, rows, heads, dim},
+                              "query with the head_dim of value");
+  auto const lse = attend::one_of<detail::is_lse_into>(lse_into<number>{}, ingredients...).out;
+  if (lse.data() != nullptr) detail::require_lse(lse.extents(), "lse", out.extents());
   auto const lay_out = [&](arena memory) {
     std::array<partial_attention<number>, 2> parts;
     for (auto& part : parts)
@@ -165,8 +169,7 @@ void adaptive_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
         reaches_far(b, h, i) = others > 0 && !(near - far >= least) ? T(1) : T(0);
       }
   attend(parts[1], causal{} & ~how.near() & chosen_rows<std::remove_const_t<T>>(reaches_far));
-  merge_attention(parts, out,
-                  attend::one_of<detail::is_lse_into>(lse_into<number>{}, ingredients...).out);
+  merge_attention(parts, out, lse);
 }
 
 }  // namespace heed

@@ -241,8 +241,9 @@ void summarise(How const& how, tensor_view<Q, 4> query, tensor_view<K, 4> key,
                   });
 }
 
-template <class How, class Q, class K, class... I>
-void check_combiner(How const& how, tensor_view<Q, 4> query, tensor_view<K, 4> key) {
+template <class T, class How, class Q, class K, class V, class O, class... I>
+void check_combiner(How const& how, tensor_view<Q, 4> query, tensor_view<K, 4> key,
+                    tensor_view<V, 4> value, tensor_view<O, 4> out, I const&... ingredients) {
   static_assert((true && ... &&
                  (is_for_summaries.template operator()<I>() || attend::detail::is_a<I, lse_into>)),
                 "heed: combiner_attention takes scale, an executor, scratch and lse_into");
@@ -251,6 +252,11 @@ void check_combiner(How const& how, tensor_view<Q, 4> query, tensor_view<K, 4> k
     return "query has shape " + shape_text(query.extents()) + ", key " + shape_text(key.extents()) +
            "; expected as many positions, each with a query and a key";
   });
+  attend::detail::expect_like("out", out,
+                              {query.extent(0), query.extent(1), query.extent(2), value.extent(3)},
+                              "query with the head_dim of value");
+  std::apply([&](auto const&... shared) { attend::make_problem<T>(query, key, value, shared...); },
+             attend::all_of<is_for_summaries>(ingredients...));
 }
 
 }  // namespace detail
@@ -265,7 +271,7 @@ void combiner_attention(How const& how, tensor_view<Q, 4> query, tensor_view<K, 
                         tensor_view<V, 4> value, tensor_view<O, 4> out,
                         Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, O>;
-  detail::check_combiner<How, Q, K, Ingredients...>(how, query, key);
+  detail::check_combiner<T>(how, query, key, value, out, ingredients...);
   index_t const rows = query.extent(1), count = detail::count_spans(how, rows);
   auto const lay_out = [&](arena& memory) {
     return detail::span_summaries<T>(memory, query.extent(0), count, query.extent(2), key.extent(2),
@@ -291,7 +297,7 @@ void combiner_attention_backward(How const& how, tensor_view<Q, 4> query, tensor
                                  tensor_view<DQ, 4> dquery, tensor_view<DK, 4> dkey,
                                  tensor_view<DV, 4> dvalue, Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, O>;
-  detail::check_combiner<How, Q, K, Ingredients...>(how, query, key);
+  detail::check_combiner<T>(how, query, key, value, out, ingredients...);
   index_t const rows = query.extent(1), count = detail::count_spans(how, rows);
   struct layout {
     detail::span_summaries<T> summaries, gradients;

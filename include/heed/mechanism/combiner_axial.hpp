@@ -217,15 +217,10 @@ void combiner_attention(combiner_grid const& grid, tensor_view<Q, 4> query, tens
                         tensor_view<V, 4> value, tensor_view<O, 4> out,
                         Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, O>;
-  detail::check_combiner<combiner_grid, Q, K, Ingredients...>(grid, query, key);
+  detail::check_combiner<T>(grid, query, key, value, out, ingredients...);
   require(query.extent(1) == grid.rows * grid.columns, [&] {
     return "query has shape " + shape_text(query.extents()) + "; expected " +
            std::to_string(grid.rows * grid.columns) + " positions, those of the grid";
-  });
-  std::array<index_t, 4> const expected{query.extent(0), query.extent(1), query.extent(2),
-                                        value.extent(3)};
-  require(out.extents() == expected, [&] {
-    return "out has shape " + shape_text(out.extents()) + "; expected " + shape_text(expected);
   });
   if (out.size() == 0) return;
   auto const shared = attend::all_of<detail::is_for_summaries>(ingredients...);

@@ -41,6 +41,10 @@ class combiner_cache {
       return "the combiner_cache has room for " + std::to_string(summaries_.capacity()) +
              " summaries, all in use";
     });
+    auto const shape = std::array{query.extent(0), index_t{1}, query.extent(2), value.extent(3)};
+    require(out.extents() == shape, [&] {
+      return "out has shape " + shape_text(out.extents()) + "; expected " + shape_text(shape);
+    });
     bool const first = open_.length() == 0;
     open_.append(key, value);
     for (index_t b = 0; b < query.extent(0); ++b)
