@@ -9,6 +9,7 @@
 
 using heed::index_t;
 using heed::interval;
+using heed::token_run;
 using support::attention_case;
 using support::for_each_seed;
 using support::seed_t;
@@ -37,15 +38,13 @@ struct dealt {
   index_t groups() const { return hands; }
   index_t keys(index_t group) const { return (tokens - group + hands - 1) / hands; }
   index_t rows(index_t group) const { return (keys(group) + 4) / 5 * 5; }
-  interval key_run(index_t group, index_t slot) const {
-    index_t const token = slot * hands + group;
-    return {token, hands == 1 ? tokens : token + 1};
+  token_run key_run(index_t group, index_t slot) const {
+    return {slot * hands + group, keys(group) - slot, hands};
   }
-  interval query_run(index_t group, index_t slot) const {
+  token_run query_run(index_t group, index_t slot) const {
     index_t const last = keys(group) - 1;
-    if (slot > last) return {slot - rows(group), 0};
-    index_t const token = (last - slot) * hands + group;
-    return {token, token + 1};
+    if (slot > last) return {-1, rows(group) - slot};
+    return {(last - slot) * hands + group, 1};
   }
 };
 

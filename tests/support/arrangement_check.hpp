@@ -24,18 +24,18 @@ std::vector<arranged_group> slots_of(Arrangement const& order, std::string& comp
   auto const read = [&](char const* what, index_t group, index_t slots, auto run_at) {
     std::vector<index_t> tokens;
     for (index_t slot = 0; slot < slots; ++slot) {
-      interval const run = run_at(slot);
-      bool good = !run.empty() && slot + run.size() <= slots;
-      if (good && run.size() > 1) {
-        interval const next = run_at(slot + 1);
-        // What remains of the run, and perhaps more padding.
-        good = run.first < 0 ? next.first < 0 && next.size() == run.size() - 1
-                             : next.first == run.first + 1 && next.last == run.last;
+      heed::token_run const run = run_at(slot);
+      bool good = run.size > 0 && slot + run.size <= slots;
+      if (good && run.size > 1) {
+        // What remains of the run.
+        heed::token_run const next = run_at(slot + 1);
+        good = next.size == run.size - 1 && next.padding() == run.padding() &&
+               (run.padding() || next.first == run.first + run.step);
       }
       if (!good && complaint.size() < 500)
         complaint += std::string(what) + "_run(" + std::to_string(group) + ", " +
-                     std::to_string(slot) + ") is [" + std::to_string(run.first) + ", " +
-                     std::to_string(run.last) + ")\n";
+                     std::to_string(slot) + ") is " + std::to_string(run.size) + " tokens from " +
+                     std::to_string(run.first) + "\n";
       tokens.push_back(run.first < 0 ? index_t{-1} : run.first);
     }
     return tokens;

@@ -46,11 +46,10 @@ struct shuffled {
   index_t groups() const { return 1; }
   index_t rows(index_t) const { return static_cast<index_t>(order.size()); }
   index_t keys(index_t) const { return static_cast<index_t>(order.size()); }
-  heed::interval query_run(index_t, index_t slot) const {
-    index_t const token = order[static_cast<std::size_t>(slot)];
-    return {token, token + 1};
+  heed::token_run query_run(index_t, index_t slot) const {
+    return {order[static_cast<std::size_t>(slot)], 1};
   }
-  heed::interval key_run(index_t group, index_t slot) const { return query_run(group, slot); }
+  heed::token_run key_run(index_t group, index_t slot) const { return query_run(group, slot); }
 };
 
 /// Every second token of `count` from the last one down, with padding between.

@@ -21,7 +21,6 @@ template <class T, class Arch>
 struct backward_plan {
   using shape = simd::tile_shape<T, Arch>;
   static constexpr index_t panels_per_block = std::max<index_t>(1, 512 / shape::max_lanes);
-  static constexpr index_t rows_per_block = panels_per_block * shape::max_lanes;
 
   problem<T> const& p;
   index_t groups;  // of heads that share keys or values, for each sequence
@@ -150,13 +149,13 @@ class backward_worker {
     interval const rows = at.queries.rows;
     T* const scale = scratch_.weights;
     for (index_t lane = 0; lane < rows.size(); ++lane)
-      scale[lane] = p_.score_scale(where_, rows.first + lane);
+      scale[lane] = p_.score_scale(where_, at.tokens[lane]);
     load_rows(p_.query, rows, scale, at.query_rows, scratch_.padded_dim);
     load_rows(saved_.dout, rows, nullptr, at.dout_rows, scratch_.padded_value_dim);
-    at.finite =
-        all_finite<Arch>(row_block<T>{at.query_rows, scratch_.padded_dim}, rows.size(), p_.dim) &&
-        all_finite<Arch>(row_block<T>{at.dout_rows, scratch_.padded_value_dim}, rows.size(),
-                         p_.value_dim);
+    at.finite = all_finite<Arch, T>(row_block<T>{at.query_rows, scratch_.padded_dim}, rows.size(),
+                                    p_.dim) &&
+                all_finite<Arch, T>(row_block<T>{at.dout_rows, scratch_.padded_value_dim},
+                                    rows.size(), p_.value_dim);
   }
 
   void load_rows(source<T> const& from, interval rows, T const* scale, T* to, index_t stride) {
@@ -181,7 +180,8 @@ class backward_worker {
       scratch_.keys.set(part, at, bound_.pattern);
       if (scratch_.keys.count == 0) return;
       bool const hidden = hides(bound_, !scratch_.keys.masked.empty());
-      if (hidden && key_finite < 0) key_finite = all_finite<Arch>(key, tile.size(), p_.dim) ? 1 : 0;
+      if (hidden && key_finite < 0)
+        key_finite = all_finite<Arch, T>(key, tile.size(), p_.dim) ? 1 : 0;
       index_t const skipped = scratch_.keys.runs[0].first - tile.first;
       with_registers(at.queries.registers, [&](auto registers) {
         absorb<registers>(at, !hidden || key_finite == 1, !hidden || at.finite,
@@ -199,10 +199,10 @@ class backward_worker {
       else
         meet(at, at.keys.hull_within(tile), panel_share);
     }
-    where_.each_key_run(tile, [&](index_t before, interval tokens) {
-      dkey.add(where_.batch, key_head, tokens.first, tokens.size(),
-               scratch_.dkey + before * scratch_.padded_dim, scratch_.padded_dim);
-      dvalue.add(where_.batch, value_head, tokens.first, tokens.size(),
+    where_.each_key_run(tile, [&](index_t before, token_run tokens) {
+      dkey.add(where_.batch, key_head, tokens, scratch_.dkey + before * scratch_.padded_dim,
+               scratch_.padded_dim);
+      dvalue.add(where_.batch, value_head, tokens,
                  scratch_.dvalue + before * scratch_.padded_value_dim, scratch_.padded_value_dim);
     });
   }
@@ -395,8 +395,8 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
   to.value.clear();
 
   double dscale = 0;
-  index_t const blocks =
-      (p.sequence.max_rows() + plan_type::rows_per_block - 1) / plan_type::rows_per_block;
+  index_t const blocks = (panelling<T, Arch>::most(p.sequence) + plan_type::panels_per_block - 1) /
+                         plan_type::panels_per_block;
   for (index_t member = 0; member < plan.heads_per_group; ++member)
     for (index_t block = 0; block < blocks; ++block)
       for (index_t first_pair = 0; first_pair < pairs; first_pair += plan.groups_per_wave) {
@@ -408,7 +408,7 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
         auto const panels_of = [&](place const& where) {
           return intersect(
               {block * plan_type::panels_per_block, (block + 1) * plan_type::panels_per_block},
-              {0, panelling<T, Arch>::count(where.rows)});
+              {0, panelling<T, Arch>::count(where)});
         };
         parallel_for(run_on, wave * plan.chunks, [&](index_t piece, index_t worker) {
           place const where = place_of(first_pair + piece / plan.chunks);

@@ -186,7 +186,7 @@ class decode_worker {
     p_.query.copy(where.batch, where.head, where.first_row, where.rows, to, dim_);
     for (index_t n = 0; n < where.rows; ++n) {
       T* const row = to + n * dim_;
-      T const factor = p_.score_scale(where, n) * unit;
+      T const factor = p_.score_scale(where, where.row(n)) * unit;
       for (index_t d = 0; d < p_.dim; ++d) row[d] *= factor;
       std::fill(row + p_.dim, row + dim_, T(0));
     }

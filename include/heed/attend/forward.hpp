@@ -47,6 +47,8 @@ class forward_scratch {
     scores = memory.take<T>(keys_per_tile * shape::max_lanes);
     staged = memory.take<T>(readers_of<Bound> * staged_stride);
     rows = memory.take<T>(shape::max_lanes * std::max(p.dim, p.value_dim));
+    key_rows = memory.take<T const*>(keys_per_tile);
+    value_rows = memory.take<T const*>(keys_per_tile);
   }
 
   panel_memory& operator[](index_t i) const { return panel_[i]; }
@@ -58,6 +60,8 @@ class forward_scratch {
   T* scores;
   T* staged;
   T* rows;
+  T const** key_rows;
+  T const** value_rows;
 
  private:
   panel_memory* panel_;
@@ -75,6 +79,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   using panel_memory = typename memory::panel_memory;
   using state = typename memory::state;
   static constexpr index_t lanes = shape::lanes;
+  static constexpr index_t few_keys = 512;
   static constexpr bool sums_scores = (false || ... || wants_mean_score<Observers>);
 
   forward_worker(problem<T> const& p, place const& where, Bound const& bound, memory& scratch)
@@ -83,16 +88,24 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   /// Panels [first, last) of the place against all their keys.
   void run(interval panels, sink<T> const& out, std::tuple<Observers...> const& observers) {
     constexpr bool in_any_order = decltype(Bound::normaliser)::order == key_order::any;
-    bool const gathers = in_any_order && bound_.pattern.scattered();
+    // Few keys in another order stay near without being brought together.
+    bool const gathers = in_any_order && (bound_.pattern.scattered() ||
+                                          (where_.order != nullptr && where_.keys <= few_keys));
+    if (gathers) {
+      expect_next_group();
+      for (index_t number = panels.first; number < panels.last; ++number) {
+        begin(scratch_[0], number);
+        gather(scratch_[0]);
+        finish(scratch_[0], out, observers);
+      }
+      return;
+    }
     interval_set keys;
     for (index_t i = 0; i < panels.size(); ++i) {
       begin(scratch_[i], panels.first + i);
-      if (gathers)
-        gather(scratch_[i]);
-      else
-        keys = keys | scratch_[i].keys;
+      keys = keys | scratch_[i].keys;
     }
-    if (!gathers) visit(keys, panels.size());
+    visit(keys, panels.size());
     for (index_t i = 0; i < panels.size(); ++i) finish(scratch_[i], out, observers);
   }
 
@@ -134,7 +147,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
         key_rows(p_.key, where_, p_.key_head(where_.head), {&tile, 1}, scratch_.key, reused);
     row_block<T> const value =
         key_rows(p_.value, where_, p_.value_head(where_.head), {&tile, 1}, scratch_.value, reused);
-    value_check finite{value, tile.size()};
+    value_check<row_block<T>> finite{value, tile.size()};
     for (index_t i = 0; i < panels; ++i) {
       panel_memory& at = scratch_[i];
       scratch_.keys.set(at.keys.hull_within(tile), at, bound_.pattern);
@@ -147,66 +160,119 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     }
   }
 
-  /// One panel through just the keys that it meets, wherever they lie: short runs are brought together in
-  /// tiles, long ones are met where they are.
-  void gather(panel_memory& at) {
-    constexpr index_t long_run = 48;
-    key_tile<T>& keys = scratch_.keys;
-    keys.clear();
-    bool const in_place = p_.key.in_place() && p_.value.in_place() && where_.order == nullptr;
-    for (index_t from = 0; from < where_.keys;) {
-      interval run = bound_.pattern.next_keys(at.queries.positions, from, where_.keys);
-      if (run.empty()) break;
-      from = run.last;
-      while (!run.empty()) {
-        if (in_place && run.size() >= long_run && keys.count > 0 && run.size() > room()) meet(at);
-        interval const part{run.first, std::min(run.last, run.first + room())};
-        coverage const cover = bound_.pattern.cover(at.queries.positions, part);
-        if (cover != coverage::none) keys.add(part, at, bound_.pattern, cover);
-        if (room() == 0) meet(at);
-        run.first = part.last;
-      }
-      if (in_place && keys.run_count == 1 && keys.count >= long_run) meet(at);
-    }
-    if (keys.count > 0) meet(at);
+  /// Asks for the tokens of the group that comes next, which lie in short pieces.
+  void expect_next_group() const {
+    if (where_.order == nullptr || where_.keys > few_keys ||
+        where_.group + 1 >= where_.order->groups())
+      return;
+    place next = where_;
+    ++next.group;
+    auto const expect = [&](source<T> const& from, index_t head, token_run tokens) {
+      for (index_t i = 0; i < tokens.size && !tokens.padding(); ++i)
+        from.expect(next.batch, head, tokens.first + i * tokens.step);
+    };
+    next.each_key_run({0, next.order->keys(next.group)}, [&](index_t, token_run tokens) {
+      expect(p_.key, p_.key_head(next.head), tokens);
+      expect(p_.value, p_.value_head(next.head), tokens);
+    });
+    next.each_row_run({0, next.order->rows(next.group)},
+                      [&](index_t, token_run tokens) { expect(p_.query, next.head, tokens); });
   }
 
-  index_t room() const { return keys_per_tile - scratch_.keys.count; }
+  /// One panel through just the keys that it meets, wherever they lie: short runs are brought together in tiles of about
+  /// the same size, long ones are met where they are.
+  void gather(panel_memory& at) {
+    constexpr std::size_t most_runs = 64;
+    interval runs[most_runs];
+    scratch_.keys.clear();
+    for (index_t from = 0;;) {
+      std::size_t const count =
+          bound_.pattern.list_keys(at.queries.positions, from, where_.keys, runs);
+      index_t keys = scratch_.keys.count;
+      for (std::size_t i = 0; i < count; ++i) keys += runs[i].size();
+      index_t const tiles = std::max<index_t>(1, (keys + keys_per_tile - 1) / keys_per_tile);
+      index_t const size = std::min(keys_per_tile, simd::round_up((keys + tiles - 1) / tiles, 4));
+      for (std::size_t i = 0; i < count; ++i) take(at, runs[i], size);
+      if (count < most_runs) break;
+      from = runs[count - 1].last;
+    }
+    if (scratch_.keys.count > 0) meet(at);
+  }
+
+  /// Adds a run to the tile of a panel, and meets the tile when it has `size` keys.
+  void take(panel_memory& at, interval run, index_t size) {
+    constexpr index_t long_run = 48;
+    bool const in_place = p_.key.in_place() && p_.value.in_place() && where_.order == nullptr;
+    if (in_place && run.size() >= long_run) {
+      if (scratch_.keys.count > 0) meet(at);
+      size = keys_per_tile;
+    }
+    while (!run.empty()) {
+      index_t const room = std::max(size - scratch_.keys.count, index_t{1});
+      interval const part{run.first, std::min(run.last, run.first + room)};
+      scratch_.keys.add(part);
+      run.first = part.last;
+      if (scratch_.keys.count >= size || (in_place && part.size() >= long_run)) meet(at);
+    }
+  }
+
+  /// Asks for what lies beyond each run of tokens: the next panel's runs reach a little further.
+  void expect_beyond(std::span<index_t const> tokens) const {
+    constexpr index_t further = 8;
+    for (std::size_t k = 0; k < tokens.size(); ++k) {
+      if (k + 1 < tokens.size() && tokens[k + 1] == tokens[k] + 1) continue;
+      index_t const last = std::min(tokens[k] + further + 1, p_.key.positions());
+      for (index_t token = tokens[k] + 1; token < last; ++token) {
+        p_.key.expect(where_.batch, p_.key_head(where_.head), token);
+        p_.value.expect(where_.batch, p_.value_head(where_.head), token);
+      }
+    }
+  }
 
   /// A panel meets the keys that have been gathered.
   void meet(panel_memory& at) {
-    auto const runs = scratch_.keys.each_run();
-    row_block<T> const key = key_rows(p_.key, where_, p_.key_head(where_.head), runs, scratch_.key);
-    row_block<T> const value =
-        key_rows(p_.value, where_, p_.value_head(where_.head), runs, scratch_.value);
-    value_check finite{value, scratch_.keys.count};
+    key_tile<T>& keys = scratch_.keys;
+    keys.mask(at, bound_.pattern);
+    scattered_rows<T> const key{scratch_.key_rows}, value{scratch_.value_rows};
+    // The panels of a small group meet the same keys.
+    interval const only = keys.run_count == 1 ? keys.runs[0] : interval{};
+    if (only.empty() || only.first != located_.first || only.last != located_.last) {
+      auto const tokens = keys.locate(where_);
+      if (keys.run_count > 1) expect_beyond(tokens);
+      scattered_key_rows(p_.key, where_, p_.key_head(where_.head), tokens, scratch_.key_rows,
+                         scratch_.key);
+      scattered_key_rows(p_.value, where_, p_.value_head(where_.head), tokens, scratch_.value_rows,
+                         scratch_.value);
+      located_ = only;
+    }
+    value_check<scattered_rows<T>> finite{value, scratch_.keys.count};
     with_registers(at.queries.registers,
                    [&](auto registers) { absorb<registers>(at, key, value, finite); });
     scratch_.keys.clear();
   }
 
   // Whether the values of a tile are finite, found out at most once.
+  template <class Rows>
   struct value_check {
-    row_block<T> value;
+    Rows value;
     index_t rows;
     int known = -1;
 
     bool operator()(index_t dim) {
-      if (known < 0) known = all_finite<Arch>(value, rows, dim) ? 1 : 0;
+      if (known < 0) known = all_finite<Arch, T>(value, rows, dim) ? 1 : 0;
       return known == 1;
     }
   };
 
-  template <int Registers>
-  void absorb(panel_memory& at, row_block<T> key, row_block<T> value, value_check& finite) {
+  template <int Registers, class Rows>
+  void absorb(panel_memory& at, Rows key, Rows value, value_check<Rows>& finite) {
     constexpr index_t width = lanes * Registers;
     key_tile<T> const& keys = scratch_.keys;
     index_t const count = keys.count;
     T* const scores = scratch_.scores;
     score_tile<Registers, Arch, T, Bound> const tile{
         bound_, at.queries, at.positions, keys, scores, scratch_.staged, memory::staged_stride};
-    simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query,
-                                           width, scores, width);
+    multiply_keys<Registers, Arch>(count, p_.dim, key, at.query, scores);
     tile.stage();
 
     bool const hidden = hides(bound_, !keys.masked.empty());
@@ -215,8 +281,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       multiply_visible<Registers, Arch>(p_.value_dim, count, value, scores, scores, at.accumulated,
                                         width);
     else
-      simd::multiply<Registers, true, Arch>(p_.value_dim, count, {value.data, 1, value.stride},
-                                            scores, width, at.accumulated, width);
+      multiply_values<Registers, Arch>(p_.value_dim, count, value, scores, at.accumulated);
   }
 
   /// Turns the raw scores of a tile into weights, -0 where a pair is hidden, and moves the state of
@@ -327,7 +392,8 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       for (index_t lane = 0; lane < at.queries.count(); ++lane) {
         row_summary<T> const summary{lse[lane], rest[lane], at.row_max[lane] / unit,
                                      at.score_sum[lane] * factor[lane] / unit};
-        show_row(observers, where_, at.queries.rows.first + lane, summary);
+        if (at.tokens[lane] >= 0)
+          show_row(observers, at.seen_from(where_, lane), at.queries.rows.first + lane, summary);
       }
     }
     store_columns<Arch>(at.accumulated, width, factor, out, where_, at.queries.rows, scratch_.rows);
@@ -337,39 +403,66 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   place const& where_;
   Bound const& bound_;
   memory& scratch_;
+  interval located_{};  // the run of keys whose rows have been found
 };
 
 /// How the panels of a call are cut into pieces for the executor: pieces of up to `panels` panels
 /// of one head of one sequence, the last panels first, since under a causal pattern they are the
-/// longest.
+/// longest. Sequences that are small and many, the groups of an arrangement, share pieces.
+template <class T, class Arch>
 struct piece_list {
+  using cut = panelling<T, Arch>;
+
   sequences const& sequence;
   index_t heads;
   index_t panels;
-  index_t rows_per_panel;
   index_t fewest_rows;   // sequences of fewer are left out
-  index_t* first_piece;  // of each sequence, and their number at the end
+  index_t* first_piece;  // of each sequence, and their number at the end; only if they share none
+  index_t sharing = 1;   // sequences to a piece
 
-  index_t pieces_of(index_t g) const {
-    index_t const rows_per_piece = panels * rows_per_panel, rows = sequence.at(g, 0).rows;
-    return rows < fewest_rows ? 0 : heads * ((rows + rows_per_piece - 1) / rows_per_piece);
-  }
-  void fill() {
+  piece_list(sequences const& s, index_t h, index_t p, index_t fewest, index_t* memory)
+      : sequence(s), heads(h), panels(p), fewest_rows(fewest), first_piece(memory) {
+    sharing = most_sharing(s, p);
+    if (sharing > 1 || memory == nullptr) return;
     first_piece[0] = 0;
-    for (index_t g = 0; g < sequence.count; ++g) first_piece[g + 1] = first_piece[g] + pieces_of(g);
+    for (index_t g = 0; g < sequence.count; ++g)
+      first_piece[g + 1] = first_piece[g] + heads * blocks_of(sequence.at(g, 0));
   }
-  index_t size() const { return first_piece[sequence.count]; }
 
-  /// Calls f with the place of a piece and its panels.
+  static index_t most_sharing(sequences const& s, index_t panels) {
+    return s.order && s.groups > 1
+               ? std::max<index_t>(1, panels / std::max<index_t>(1, cut::count(s.at(0, 0))))
+               : 1;
+  }
+
+  index_t size() const {
+    return sharing > 1 ? heads * ((sequence.count + sharing - 1) / sharing)
+                       : first_piece[sequence.count];
+  }
+
+  /// Calls f(place, panels) for the parts of a piece.
   template <class F>
   void with(index_t piece, F&& f) const {
+    if (sharing > 1) {
+      index_t const first = piece / heads * sharing;
+      for (index_t g = first; g < std::min(first + sharing, sequence.count); ++g) {
+        place const where = sequence.at(g, piece % heads);
+        f(where, interval{0, cut::count(where)});
+      }
+      return;
+    }
     index_t const g =
         std::upper_bound(first_piece, first_piece + sequence.count + 1, piece) - first_piece - 1;
-    index_t const blocks = pieces_of(g) / heads, within = piece - first_piece[g];
+    index_t const within = piece - first_piece[g];
+    index_t const blocks = (first_piece[g + 1] - first_piece[g]) / heads;
     index_t const first = (blocks - 1 - within % blocks) * panels;
     place const where = sequence.at(g, within / blocks);
-    index_t const all = (where.rows + rows_per_panel - 1) / rows_per_panel;
-    f(where, interval{first, std::min(first + panels, all)});
+    f(where, interval{first, std::min(first + panels, cut::count(where))});
+  }
+
+ private:
+  index_t blocks_of(place const& where) const {
+    return where.rows < fewest_rows ? 0 : (cut::count(where) + panels - 1) / panels;
   }
 };
 
@@ -389,24 +482,24 @@ void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& obs
   index_t const most = std::clamp<index_t>((512 << 10) / std::max<index_t>(panel_bytes, 1), 2, 32);
   index_t panels = 0;
   for (index_t g = 0; g < p.sequence.count; ++g)
-    panels += p.heads * panelling<T, Arch>::count(p.sequence.at(g, 0).rows);
+    panels += p.heads * panelling<T, Arch>::count(p.sequence.at(g, 0));
   index_t const concurrency = static_cast<index_t>(run_on.concurrency());
   index_t const per_piece = std::clamp<index_t>(panels / (8 * concurrency), 1, most);
 
   arena measure;
   memory_type(measure, p, per_piece);
   index_t const worker_bytes = static_cast<index_t>(measure.used());
-  index_t const list_bytes = arena::bytes<index_t>(p.sequence.count + 1);
+  bool const share = piece_list<T, Arch>::most_sharing(p.sequence, per_piece) > 1;
+  index_t const list_bytes = share ? 0 : arena::bytes<index_t>(p.sequence.count + 1);
   std::byte* const memory =
       scratch_memory.reserve(static_cast<std::size_t>(list_bytes + concurrency * worker_bytes));
 
-  piece_list pieces{p.sequence,       p.heads,     per_piece,
-                    shape::max_lanes, fewest_rows, reinterpret_cast<index_t*>(memory)};
-  pieces.fill();
+  piece_list<T, Arch> const pieces(p.sequence, p.heads, per_piece, fewest_rows,
+                                   reinterpret_cast<index_t*>(memory));
   parallel_for(run_on, pieces.size(), [&](index_t piece, index_t worker) {
+    arena own(memory + list_bytes + worker * worker_bytes);
+    memory_type scratch(own, p, per_piece);
     pieces.with(piece, [&](place const& where, interval block) {
-      arena own(memory + list_bytes + worker * worker_bytes);
-      memory_type scratch(own, p, per_piece);
       bound const here = whole.at(where);
       forward_worker<T, Arch, bound, Observers>(p, where, here, scratch).run(block, out, observers);
     });

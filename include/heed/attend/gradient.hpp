@@ -91,7 +91,7 @@ void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, plac
   std::fill_n(at.rest, width, T(0));
   std::fill_n(at.dlse, width, T(0));
   for (index_t lane = 0; lane < rows.size(); ++lane) {
-    index_t const row = where.row(rows.first + lane);
+    index_t const row = at.tokens[lane];
     if (row < 0) continue;
     at.lse[lane] = saved.lse(where.batch, where.head, row);
     if (saved.dlse.data() != nullptr) at.dlse[lane] = saved.dlse(where.batch, where.head, row);
@@ -117,12 +117,11 @@ class accumulator {
     });
   }
 
-  /// Adds rows to the positions from `first` of one head.
-  void add(index_t batch, index_t head, index_t first, index_t count, T const* rows,
-           index_t stride) const {
+  /// Adds rows to those of some tokens of one head.
+  void add(index_t batch, index_t head, token_run tokens, T const* rows, index_t stride) const {
     index_t const dim = sum_.extent(3), step = sum_.stride(3);
-    for (index_t r = 0; r < count && dim > 0; ++r) {
-      T* const row = &sum_(batch, first + r, head, index_t{0});
+    for (index_t r = 0; r < tokens.size && dim > 0; ++r) {
+      T* const row = &sum_(batch, tokens.first + r * tokens.step, head, index_t{0});
       if (step == 1)
         for (index_t d = 0; d < dim; ++d) row[d] += rows[r * stride + d];
       else
@@ -195,8 +194,8 @@ double add_shares(problem<T> const& p, place const& where, panel const& queries,
   bool const wanted = targets.scale != nullptr || targets.rows.data() != nullptr;
   if (wanted) copy_query_rows(p.query, where, queries.rows, query, p.dim);
   for (index_t lane = 0; lane < count; ++lane) {
-    T const factor = p.score_scale(where, queries.rows.first + lane);
     index_t const row = where.row(queries.rows.first + lane);
+    T const factor = p.score_scale(where, row);
     if (wanted && row >= 0) {
       double dot = 0;
       for (index_t d = 0; d < p.dim; ++d)
@@ -213,10 +212,9 @@ double add_shares(problem<T> const& p, place const& where, panel const& queries,
     }
     for (index_t d = 0; d < p.dim; ++d) rows[lane * p.dim + d] *= factor;
   }
-  where.each_row_run(queries.rows, [&](index_t before, interval tokens) {
-    if (tokens.first >= 0)
-      dquery.add(where.batch, where.head, tokens.first, tokens.size(), rows + before * p.dim,
-                 p.dim);
+  where.each_row_run(queries.rows, [&](index_t before, token_run tokens) {
+    if (!tokens.padding())
+      dquery.add(where.batch, where.head, tokens, rows + before * p.dim, p.dim);
   });
   return dscale;
 }

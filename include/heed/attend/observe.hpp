@@ -34,13 +34,12 @@ concept row_observer = requires(O const& o, place const& where, row_summary<floa
   o.observe(where, index_t{}, d);
 };
 
-/// Shows a finished row to observers, unless no token stands there.
+/// Shows a finished row to observers.
 template <class... Observers, class T>
 void show_row(std::tuple<Observers...> const& observers, place const& where, index_t row,
               row_summary<T> const& summary) {
-  if (where.row(row) >= 0)
-    std::apply([&](auto const&... observer) { (observer.observe(where, row, summary), ...); },
-               observers);
+  std::apply([&](auto const&... observer) { (observer.observe(where, row, summary), ...); },
+             observers);
 }
 
 template <class O>

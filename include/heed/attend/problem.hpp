@@ -42,11 +42,6 @@ struct sequences {
             .first_key = packed.keys[g]};
   }
 
-  index_t max_rows() const {
-    index_t most = 0;
-    for (index_t g = 0; g < count; ++g) most = std::max(most, at(g, 0).rows);
-    return most;
-  }
   index_t max_keys() const {
     index_t most = 0;
     for (index_t g = 0; g < count; ++g) most = std::max(most, at(g, 0).keys);
@@ -110,10 +105,10 @@ struct problem {
   call_shape shape() const {
     return {query.batches(), sequence.count, heads, query.positions(), key.positions()};
   }
-  T score_scale(place const& where, index_t slot) const {
-    if (row_scale.data() == nullptr) return scale;
-    index_t const row = where.row(slot);
-    return row < 0 ? scale : scale * row_scale(where.batch, where.head, row);
+  /// Of a row of the tensors; anything for padding.
+  T score_scale(place const& where, index_t row) const {
+    if (row_scale.data() == nullptr || row < 0) return scale;
+    return scale * row_scale(where.batch, where.head, row);
   }
 };
 

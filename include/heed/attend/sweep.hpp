@@ -63,7 +63,7 @@ class sweep_worker {
     std::fill_n(at_.lse, width, std::numeric_limits<T>::infinity());
     std::fill_n(at_.rest, width, T(0));
     for (index_t lane = 0; lane < at_.queries.count(); ++lane) {
-      index_t const row = where.row(at_.queries.rows.first + lane);
+      index_t const row = at_.tokens[lane];
       if (row < 0) continue;
       at_.lse[lane] = saved_.lse(where.batch, where.head, row);
       at_.rest[lane] = saved_.rest(where.batch, where.head, row);
@@ -168,7 +168,7 @@ void observe_sweep(column_sums_into<T> const& observer, problem<T> const& p,
           return observer.out(where.batch, where.head, where.key_row(key));
         };
         for (index_t key = keys.first; key < keys.last; ++key) sum(key) = T(0);
-        for (index_t number = 0; number < panelling<T, Arch>::count(where.rows); ++number)
+        for (index_t number = 0; number < panelling<T, Arch>::count(where); ++number)
           sweep.run(
               where, bound, number, keys,
               [&](auto const& tile, index_t k, auto&, auto& weight, auto&) {
@@ -206,13 +206,13 @@ void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p,
   using batch = xsimd::batch<T, Arch>;
   using cut = panelling<T, Arch>;
   constexpr T lowest = -std::numeric_limits<T>::infinity();
-  index_t const panels = cut::count(p.sequence.max_rows()), most = observer.indices.extent(3);
+  index_t const panels = cut::most(p.sequence), most = observer.indices.extent(3);
   for_each_swept<false, Arch>(
       p, saved, whole, run_on, memory, p.sequence.count * p.heads * panels,
       most * cut::shape::max_lanes, 0, [&](index_t piece, auto& sweep, T* best, double*) {
         place const where = p.sequence.at(piece / panels / p.heads, piece / panels % p.heads);
         index_t const number = piece % panels;
-        if (number >= cut::count(where.rows)) return;
+        if (number >= cut::count(where)) return;
         interval const rows = cut::at(where, p.position, number).rows;
         auto const index_at = [&](index_t lane, index_t i) -> index_t& {
           return observer.indices(where.batch, where.head, where.row(rows.first + lane), i);
@@ -331,7 +331,7 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
         place const where = p.sequence.at(g, head);
         auto const bound = whole.at(where);
         auto const here = bind_at(modifier, where);
-        for (index_t number = 0; number < panelling<T, Arch>::count(where.rows); ++number)
+        for (index_t number = 0; number < panelling<T, Arch>::count(where); ++number)
           each_pair(sweep, where, bound, number, {0, where.keys},
                     [&](index_t lane, index_t key, T gradient, T before, T after) {
                       index_t const query = p.position(where, sweep.queries().rows.first + lane);
@@ -374,7 +374,7 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
               if (keys.empty()) continue;
               auto const bound = whole.at(where);
               running_sum<std::remove_cvref_t<decltype(target(b, h, b, h))>> sum;
-              for (index_t number = 0; number < panelling<T, Arch>::count(where.rows); ++number)
+              for (index_t number = 0; number < panelling<T, Arch>::count(where); ++number)
                 each_pair(sweep, where, bound, number, keys,
                           [&](index_t lane, index_t key, T gradient, T, T) {
                             index_t const row = where.row(sweep.queries().rows.first + lane);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/attend/problem.hpp>
+#include <heed/simd/mask.hpp>
 #include <heed/simd/multiply.hpp>
 #include <heed/simd/transpose.hpp>
 
@@ -28,16 +29,31 @@ struct panel {
 template <class T, class Arch = xsimd::default_arch>
 inline constexpr index_t panel_lanes = simd::tile_shape<T, Arch>::max_lanes;
 
-/// How the rows of a sequence are cut into panels; a function of their number alone.
+/// How the rows of a sequence are cut into panels; a function of their number and arrangement alone.
 template <class T, class Arch>
 struct panelling {
   using shape = simd::tile_shape<T, Arch>;
 
-  static index_t count(index_t rows) { return (rows + shape::max_lanes - 1) / shape::max_lanes; }
+  static index_t rows(any_arrangement const* order) {
+    index_t const wanted = order == nullptr ? 0 : order->panel_rows();
+    return wanted > 0 ? std::min(wanted, shape::max_lanes) : shape::max_lanes;
+  }
+
+  static index_t count(place const& where) {
+    index_t const size = rows(where.order);
+    return (where.rows + size - 1) / size;
+  }
+
+  /// The most that a sequence has.
+  static index_t most(sequences const& all) {
+    index_t most = 0;
+    for (index_t g = 0; g < all.count; ++g) most = std::max(most, count(all.at(g, 0)));
+    return most;
+  }
 
   static panel at(place const& where, standing const& position, index_t number) {
-    interval const rows{number * shape::max_lanes,
-                        std::min((number + 1) * shape::max_lanes, where.rows)};
+    index_t const size = rows(where.order);
+    interval const rows{number * size, std::min((number + 1) * size, where.rows)};
     return {rows, position.hull(where, rows),
             static_cast<int>((rows.size() + shape::lanes - 1) / shape::lanes)};
   }
@@ -58,12 +74,12 @@ void with_registers(int registers, F&& f) {
 template <class T>
 void copy_query_rows(source<T> const& from, place const& where, interval rows, T* to,
                      index_t stride) {
-  where.each_row_run(rows, [&](index_t before, interval tokens) {
-    if (tokens.first >= 0)
-      from.copy(where.batch, where.head, tokens.first, tokens.size(), to + before * stride, stride);
+  where.each_row_run(rows, [&](index_t before, token_run tokens) {
+    T* const part = to + before * stride;
+    if (tokens.padding())
+      for (index_t r = 0; r < tokens.size; ++r) std::fill_n(part + r * stride, from.dim(), T(0));
     else
-      for (index_t r = 0; r < tokens.size(); ++r)
-        std::fill_n(to + (before + r) * stride, from.dim(), T(0));
+      from.copy(where.batch, where.head, tokens.first, tokens.size, part, stride, 0, tokens.step);
   });
 }
 
@@ -76,11 +92,22 @@ row_block<T> key_rows(source<T> const& from, place const& where, index_t head,
                      reused);
   T* to = scratch;
   for (interval run : runs)
-    where.each_key_run(run, [&](index_t, interval tokens) {
-      from.copy(where.batch, head, tokens.first, tokens.size(), to, from.dim());
-      to += tokens.size() * from.dim();
+    where.each_key_run(run, [&](index_t, token_run tokens) {
+      from.copy(where.batch, head, tokens.first, tokens.size, to, from.dim(), 0, tokens.step);
+      to += tokens.size * from.dim();
     });
   return {scratch, from.dim()};
+}
+
+/// The same of single tokens: where each lies, or in `scratch`.
+template <class T>
+scattered_rows<T> scattered_key_rows(source<T> const& from, place const& where, index_t head,
+                                     std::span<index_t const> tokens, T const** rows, T* scratch) {
+  for (std::size_t k = 0; k < tokens.size(); ++k) {
+    rows[k] = from.rows(where.batch, head, tokens[k], 1, scratch).data;
+    scratch += from.dim();
+  }
+  return {rows};
 }
 
 /// Query rows as columns: to[d][lane] = factor[lane] * row(lane)[d], zero in lanes beyond `count`.
@@ -114,11 +141,21 @@ struct query_panel {
   T* query;           // [dim][lane], scaled, in units of scores
   T* positions;       // [lane]
   index_t* standing;  // the same as whole numbers
+  index_t* tokens;    // [lane], the rows of the tensors, below 0 where there is none
 
   query_panel(arena& memory, index_t dim, index_t width)
       : query(memory.take<T>(dim * width)),
         positions(memory.take<T>(width)),
-        standing(memory.take<index_t>(width)) {}
+        standing(memory.take<index_t>(width)),
+        tokens(memory.take<index_t>(width)) {}
+
+  /// Where the query of a lane lies, as a place whose row() is known already.
+  place seen_from(place const& where, index_t lane) const {
+    place seen = where;
+    seen.order = nullptr;
+    seen.first_row = tokens[lane] - (queries.rows.first + lane);
+    return seen;
+  }
 
   std::span<index_t const> each_position() const {
     return {standing, static_cast<std::size_t>(queries.count())};
@@ -132,6 +169,7 @@ struct key_tile {
 
   interval* runs;        // of the sequence's keys, one below the other in the tile
   T* positions;          // [key row]
+  index_t* tokens;       // [key row], where they lie
   std::uint64_t* masks;  // [key row], of the lanes that meet the key; only in `masked`
   int run_count = 0;
   index_t count = 0;     // of keys
@@ -140,6 +178,7 @@ struct key_tile {
   explicit key_tile(arena& memory)
       : runs(memory.take<interval>(most_runs)),
         positions(memory.take<T>(keys_per_tile)),
+        tokens(memory.take<index_t>(keys_per_tile)),
         masks(memory.take<std::uint64_t>(keys_per_tile)) {}
 
   std::span<interval const> each_run() const { return {runs, static_cast<std::size_t>(run_count)}; }
@@ -150,22 +189,41 @@ struct key_tile {
     masked = {};
   }
 
-  /// Adds a run of keys below the others, as they meet a panel. There is room for it.
-  void add(interval run, query_panel<T> const& panel, bound_any_pattern const& pattern,
-           coverage cover) {
+  /// Adds a run of keys below the others, for which there is room.
+  void add(interval run) {
     for (index_t k = 0; k < run.size(); ++k) positions[count + k] = static_cast<T>(run.first + k);
-    // Masks are dearer than a look at the part.
-    constexpr index_t step = 32;
-    for (index_t first = run.first; cover != coverage::all && first < run.last; first += step) {
-      interval const part{first, std::min(first + step, run.last)};
-      if (run.size() <= step || pattern.cover(panel.queries.positions, part) != coverage::all)
-        mask(part, count + (first - run.first), panel, pattern);
-    }
-    if (run_count > 0 && runs[run_count - 1].last == run.first)
-      runs[run_count - 1].last = run.last;
-    else
-      runs[run_count++] = run;
+    runs[run_count++] = run;
     count += run.size();
+  }
+
+  /// Finds out where the keys lie.
+  std::span<index_t const> locate(place const& where) {
+    index_t* next = tokens;
+    for (interval run : each_run())
+      where.each_key_run(run, [&](index_t, token_run rows) {
+        for (index_t i = 0; i < rows.size; ++i) *next++ = rows.first + i * rows.step;
+      });
+    return {tokens, static_cast<std::size_t>(count)};
+  }
+
+  /// Finds out which queries of a panel meet which keys.
+  void mask(query_panel<T> const& panel, bound_any_pattern const& pattern) {
+    auto const queries = panel.each_position();
+    masked = {};
+    if (run_count > 1) {
+      pattern.mask_runs(queries, each_run(), masks);
+      return note_masked({0, count}, every(queries));
+    }
+    // Masks are dearer than a look at a part of a long run.
+    constexpr index_t step = 32;
+    for (index_t first = 0; first < count; first += step) {
+      interval const part{first, std::min(first + step, count)};
+      interval const part_keys{runs[0].first + part.first, runs[0].first + part.last};
+      if (count > step && pattern.cover(panel.queries.positions, part_keys) == coverage::all)
+        continue;
+      pattern.mask(queries, part_keys, masks + first);
+      note_masked(part, every(queries));
+    }
   }
 
   /// A tile of one run, without the keys at its ends that no query meets.
@@ -174,8 +232,9 @@ struct key_tile {
     coverage const cover =
         run.empty() ? coverage::none : pattern.cover(panel.queries.positions, run);
     if (cover == coverage::none) return;
-    add(run, panel, pattern, cover);
-    if (masked.empty()) return;
+    add(run);
+    if (cover == coverage::all) return;
+    mask(panel, pattern);
     std::uint64_t const all = every(panel.each_position());
     auto const is_empty = [&](index_t k) {
       return masked.first <= k && k < masked.last && (masks[k] & all) == 0;
@@ -193,16 +252,13 @@ struct key_tile {
   }
 
  private:
-  void mask(interval part, index_t at, query_panel<T> const& panel,
-            bound_any_pattern const& pattern) {
-    auto const queries = panel.each_position();
-    pattern.mask(queries, part, masks + at);
-    std::uint64_t const all = every(queries);
-    for (index_t k = at; k < at + part.size(); ++k)
+  /// Widens `masked` to the key rows in `part` that not all queries meet.
+  void note_masked(interval part, std::uint64_t all) {
+    for (index_t k = part.first; k < part.last; ++k)
       if ((masks[k] & all) != all) {
         // What lies between masked rows and was met by all has no mask yet.
         if (masked.empty()) masked = {k, k};
-        for (; masked.last < at; ++masked.last) masks[masked.last] = all;
+        for (; masked.last < part.first; ++masked.last) masks[masked.last] = all;
         masked.last = k + 1;
       }
   }
@@ -229,10 +285,10 @@ void store_columns(T* columns, index_t lanes, T const* factor, sink<T> const& to
                           to.row_stride());
   } else {
     simd::transpose<Arch>(dim, rows.size(), columns, lanes, row_scratch, dim);
-    where.each_row_run(rows, [&](index_t before, interval tokens) {
-      if (tokens.first >= 0)
-        to.store(where.batch, where.head, tokens.first, tokens.size(), row_scratch + before * dim,
-                 dim);
+    where.each_row_run(rows, [&](index_t before, token_run tokens) {
+      if (!tokens.padding())
+        to.store(where.batch, where.head, tokens.first, tokens.size, row_scratch + before * dim,
+                 dim, tokens.step);
     });
   }
 }
@@ -362,11 +418,9 @@ struct score_tile {
   }
 
   void hide(index_t k, batch (&score)[Registers]) const {
-    batch const hidden(-std::numeric_limits<T>::infinity());
     std::uint64_t const mask = keys.masks[k];
 #pragma GCC unroll 4
-    for (int r = 0; r < Registers; ++r)
-      score[r] = xsimd::select(simd::lanes_where<batch>(mask >> (r * lanes)), score[r], hidden);
+    for (int r = 0; r < Registers; ++r) score[r] = simd::hide_unset(score[r], mask >> (r * lanes));
   }
 };
 
@@ -388,28 +442,57 @@ void open_panel(problem<T> const& p, place const& where, Bound const& bound, ind
                 query_panel<T>& at, T* scratch) {
   constexpr index_t lanes = simd::tile_shape<T, Arch>::lanes;
   at.queries = panelling<T, Arch>::at(where, p.position, number);
-  at.keys = pattern_keys(bound.pattern, at.queries.positions, where.keys);
+  at.keys = bound.pattern.scattered() ? interval_set({0, where.keys})
+                                      : bound.pattern.keys(at.queries.positions, where.keys);
+  where.each_row_run(at.queries.rows, [&](index_t before, token_run run) {
+    for (index_t i = 0; i < run.size; ++i)
+      at.tokens[before + i] = run.padding() ? -1 : run.first + i * run.step;
+  });
   index_t const width = at.queries.registers * lanes;
   alignas(64) T scale[simd::tile_shape<T, Arch>::max_lanes];
   for (index_t lane = 0; lane < width; ++lane) {
     // Lanes beyond the last row stand where it stands; what they compute is never stored.
-    index_t const row = std::min(at.queries.rows.first + lane, at.queries.rows.last - 1);
-    at.standing[lane] = p.position(where, row);
+    index_t const real = std::min(lane, at.queries.count() - 1);
+    at.standing[lane] = p.position(where, at.queries.rows.first + real);
     at.positions[lane] = static_cast<T>(at.standing[lane]);
-    scale[lane] = p.score_scale(where, row) * score_tile<1, Arch, T, Bound>::query_unit;
+    scale[lane] = p.score_scale(where, at.tokens[real]) * score_tile<1, Arch, T, Bound>::query_unit;
   }
   load_columns<Arch>(p.query, where, at.queries.rows, scale, at.query, width, scratch);
 }
 
-/// Whether every number in a block of rows is finite.
-template <class Arch, class T>
-bool all_finite(row_block<T> block, index_t rows, index_t columns) {
+/// scores[k][lane] = key_k . query_lane, and to[d][lane] += sum_k value_k[d] weights[k][lane].
+template <int Registers, class Arch, class T>
+void multiply_keys(index_t count, index_t dim, row_block<T> key, T const* query, T* scores) {
+  constexpr index_t width = simd::tile_shape<T, Arch>::lanes * Registers;
+  simd::multiply<Registers, false, Arch>(count, dim, {key.data, key.stride, 1}, query, width,
+                                         scores, width);
+}
+template <int Registers, class Arch, class T>
+void multiply_keys(index_t count, index_t dim, scattered_rows<T> key, T const* query, T* scores) {
+  constexpr index_t width = simd::tile_shape<T, Arch>::lanes * Registers;
+  simd::multiply_rows<Registers, Arch>(count, dim, key.rows, query, width, scores, width);
+}
+template <int Registers, class Arch, class T>
+void multiply_values(index_t dim, index_t count, row_block<T> value, T const* weights, T* to) {
+  constexpr index_t width = simd::tile_shape<T, Arch>::lanes * Registers;
+  simd::multiply<Registers, true, Arch>(dim, count, {value.data, 1, value.stride}, weights, width,
+                                        to, width);
+}
+template <int Registers, class Arch, class T>
+void multiply_values(index_t dim, index_t count, scattered_rows<T> value, T const* weights, T* to) {
+  constexpr index_t width = simd::tile_shape<T, Arch>::lanes * Registers;
+  simd::multiply_columns<Registers, Arch>(dim, count, value.rows, weights, width, to, width);
+}
+
+/// Whether every number in some rows is finite.
+template <class Arch, class T, class Rows>
+bool all_finite(Rows block, index_t rows, index_t columns) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto size = static_cast<index_t>(batch::size);
   batch sum(T(0));
   T rest = 0;
   for (index_t r = 0; r < rows; ++r) {
-    T const* const row = block.data + r * block.stride;
+    T const* const row = block[r];
     index_t c = 0;
     for (; c + size <= columns; c += size)
       sum = xsimd::fma(batch::load_unaligned(row + c), batch(T(0)), sum);
@@ -420,9 +503,9 @@ bool all_finite(row_block<T> block, index_t rows, index_t columns) {
 
 /// to[c][lane] += sum_k rows(k, c) * weights[k][lane], leaving out the pairs whose mark is -0: the same as
 /// simd::multiply, and safe where hidden rows hold NaN or infinity.
-template <int Registers, class Arch, class T>
-void multiply_visible(index_t columns, index_t depth, row_block<T> rows, T const* weights,
-                      T const* marks, T* to, index_t width) {
+template <int Registers, class Arch, class T, class Rows>
+void multiply_visible(index_t columns, index_t depth, Rows rows, T const* weights, T const* marks,
+                      T* to, index_t width) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   for (index_t c = 0; c < columns; ++c)
@@ -433,7 +516,7 @@ void multiply_visible(index_t columns, index_t depth, row_block<T> rows, T const
         // Of all weights only -0 has -infinity for its inverse.
         batch const inverse = batch(T(1)) / batch::load_aligned(marks + k * width + r * lanes);
         auto const visible = inverse != batch(-std::numeric_limits<T>::infinity());
-        batch const next = xsimd::fma(batch(rows.data[k * rows.stride + c]),
+        batch const next = xsimd::fma(batch(rows[k][c]),
                                       batch::load_aligned(weights + k * width + r * lanes), sum);
         sum = xsimd::select(visible, next, sum);
       }

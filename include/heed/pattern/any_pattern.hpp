@@ -44,6 +44,14 @@ class bound_any_pattern {
   interval next_keys(interval queries, index_t from, index_t count) const {
     return pattern_->next_keys(queries, from, count);
   }
+  std::size_t list_keys(interval queries, index_t from, index_t count,
+                        std::span<interval> runs) const {
+    return pattern_->list_keys(queries, from, count, runs);
+  }
+  void mask_runs(std::span<index_t const> queries, std::span<interval const> runs,
+                 std::uint64_t* rows) const {
+    pattern_->mask_runs(queries, runs, rows);
+  }
 
  private:
   struct interface {
@@ -54,6 +62,9 @@ class bound_any_pattern {
     virtual void mask(std::span<index_t const>, interval, std::uint64_t*) const = 0;
     virtual bool scattered() const = 0;
     virtual interval next_keys(interval, index_t, index_t) const = 0;
+    virtual std::size_t list_keys(interval, index_t, index_t, std::span<interval>) const = 0;
+    virtual void mask_runs(std::span<index_t const>, std::span<interval const>,
+                           std::uint64_t*) const = 0;
   };
 
   template <class P>
@@ -75,6 +86,14 @@ class bound_any_pattern {
     bool scattered() const override { return is_scattered(pattern); }
     interval next_keys(interval queries, index_t from, index_t count) const override {
       return next_run(pattern, queries, from, count);
+    }
+    std::size_t list_keys(interval queries, index_t from, index_t count,
+                          std::span<interval> runs) const override {
+      return list_runs(pattern, queries, from, count, runs);
+    }
+    void mask_runs(std::span<index_t const> queries, std::span<interval const> runs,
+                   std::uint64_t* rows) const override {
+      heed::mask_runs(pattern, queries, runs, rows);
     }
   };
 

@@ -67,19 +67,18 @@ struct box_order {
 
   /// The tokens at a slot and after it, as far as they are consecutive, where the queries are those of a lattice. Runs
   /// along the last axis; slots of padding are below 0.
-  constexpr interval run(lattice<d> const& tokens, index_t slot) const {
+  constexpr token_run run(lattice<d> const& tokens, index_t slot) const {
     grid_point<d> const shape = tile();
     index_t const lanes = grid_size(shape), number = slot / lanes, lane = slot - number * lanes;
     grid_box<d> const around = box(number);
-    if (index_t const padding = padding_from(lane, around); padding > 0) return {-padding, 0};
+    if (index_t const padding = padding_from(lane, around); padding > 0) return {-1, padding};
     grid_point<d> at = grid_place(shape, lane);
     for (std::size_t a = 0; a < d; ++a) at[a] += around[a].first;
-    index_t const token = tokens.token(at);
-    if (tokens.step[d - 1] != 1) return {token, token + 1};
     // Boxes of a single line follow one another along it.
     boxed_axis const& last = axes[d - 1];
     bool const line = lanes == last.tile() && last.gapless();
-    return {token, token + (line ? last.length() : around[d - 1].last) - at[d - 1]};
+    return {tokens.token(at), (line ? last.length() : around[d - 1].last) - at[d - 1],
+            tokens.step[d - 1]};
   }
 
   /// The coordinates of the queries of box `number`.
@@ -218,14 +217,47 @@ struct axis_product {
     return intersect(run, {0, count});
   }
 
+  /// The runs of a whole box are found together.
+  std::size_t list_keys(interval slots, index_t from, index_t count,
+                        std::span<interval> runs) const {
+    slots = inside(slots);
+    index_t const lanes = grid_size(queries.tile());
+    bool const one_box = slots.first % lanes == 0 && slots.size() == lanes;
+    grid_box<d> box{};
+    if (one_box) {
+      box = queries.box(slots.first / lanes);
+      for (std::size_t a = 0; a < d; ++a) box[a] = met_by_some(a, box[a]);
+    }
+    grid_point<d> const shape = extents();
+    std::size_t number = 0;
+    for (; number < runs.size() && from < count; ++number) {
+      interval const run = one_box ? intersect(next_in_box(shape, box, from), {0, count})
+                                   : next_keys(slots, from, count);
+      if (run.empty()) break;
+      runs[number] = run;
+      from = run.last;
+    }
+    return number;
+  }
+
   void mask(std::span<index_t const> slots, interval keys, std::uint64_t* rows) const {
+    mask_runs(slots, {&keys, 1}, rows);
+  }
+  void mask_runs(std::span<index_t const> slots, std::span<interval const> runs,
+                 std::uint64_t* rows) const {
     if (slots.empty()) return;
     index_t const lanes = grid_size(queries.tile());
     index_t const first = slots.front(), count = static_cast<index_t>(slots.size());
     bool one_box = first >= 0 && first % lanes + count <= lanes && first < queries.slots();
     for (std::size_t q = 1; q < slots.size(); ++q)
       one_box &= slots[q] == first + static_cast<index_t>(q);
-    one_box ? mask_of_box(first, count, keys, rows) : mask_of_any(slots, keys, rows);
+    shared_windows windows[d];
+    one_box ? windows_of_box(first, count, windows) : windows_of_any(slots, windows);
+    line_mask inner;
+    for (interval run : runs) {
+      mask_of_windows(windows, inner, run, rows);
+      rows += run.size();
+    }
   }
 
   /// The number of pairs, of which padding has none.
@@ -287,14 +319,34 @@ struct axis_product {
     return next;
   }
 
+  /// What the last axis alone says of some of its coordinates. The lines that a box meets are alike.
+  struct line_mask {
+    static constexpr index_t most = 64;
+    interval coordinates{};
+    std::uint64_t rows[most];
+
+    void set(shared_windows const& windows, interval line) {
+      if (line.first == coordinates.first && line.last == coordinates.last) return;
+      coordinates = line;
+      // A bit changes where its query's window begins and ends.
+      std::fill_n(rows, line.size(), std::uint64_t{0});
+      for (std::size_t w = 0; w < windows.count; ++w) {
+        index_t const begin = std::max(windows.first[w] - line.first, index_t{0});
+        index_t const end = std::max(windows.last[w] - line.first, index_t{0});
+        if (begin < line.size()) rows[begin] ^= windows.queries[w];
+        if (end < line.size()) rows[end] ^= windows.queries[w];
+      }
+      for (index_t k = 1; k < line.size(); ++k) rows[k] ^= rows[k - 1];
+    }
+  };
+
   /// rows of the keys, from the windows of each axis.
-  void mask_of_windows(shared_windows const (&windows)[d], interval keys,
+  void mask_of_windows(shared_windows const (&windows)[d], line_mask& inner, interval keys,
                        std::uint64_t* rows) const {
     grid_point<d> const shape = extents();
-    shared_windows const& last = windows[d - 1];
     for (index_t key = keys.first; key < keys.last;) {
       grid_point<d> const at = grid_place(shape, key);
-      index_t const length = std::min(shape[d - 1] - at[d - 1], keys.last - key);
+      index_t const length = std::min({shape[d - 1] - at[d - 1], keys.last - key, line_mask::most});
       std::uint64_t outer = ~std::uint64_t{0};
       for (std::size_t a = 0; a + 1 < d; ++a) {
         std::uint64_t met = 0;
@@ -303,31 +355,18 @@ struct axis_product {
             met |= windows[a].queries[w];
         outer &= met;
       }
-      // Along the line a bit changes where its query's window begins and ends.
-      std::uint64_t* const line = rows + (key - keys.first);
-      std::fill_n(line, length, std::uint64_t{0});
-      for (std::size_t w = 0; w < last.count; ++w) {
-        index_t const begin = std::max(last.first[w] - at[d - 1], index_t{0});
-        index_t const end = std::max(last.last[w] - at[d - 1], index_t{0});
-        if (begin < length) line[begin] ^= last.queries[w];
-        if (end < length) line[end] ^= last.queries[w];
-      }
-      std::uint64_t met = 0;
-      for (index_t k = 0; k < length; ++k) {
-        met ^= line[k];
-        line[k] = met & outer;
-      }
+      inner.set(windows[d - 1], {at[d - 1], at[d - 1] + length});
+      for (index_t k = 0; k < length; ++k) *rows++ = inner.rows[k] & outer;
       key += length;
     }
   }
 
   /// Consecutive slots of one box share their windows: one for each coordinate of an axis.
-  void mask_of_box(index_t first, index_t count, interval keys, std::uint64_t* rows) const {
+  void windows_of_box(index_t first, index_t count, shared_windows (&windows)[d]) const {
     index_t const lanes = grid_size(queries.tile());
     grid_box<d> const around = queries.box(first / lanes);
     index_t const skipped = first % lanes;
     std::uint64_t const present = ~std::uint64_t{0} >> (64 - count);
-    shared_windows windows[d];
     index_t inner = 1;
     for (std::size_t a = d; a-- > 0;) {
       index_t const tile = queries.axes[a].tile();
@@ -343,18 +382,15 @@ struct axis_product {
       }
       inner *= tile;
     }
-    mask_of_windows(windows, keys, rows);
   }
 
-  void mask_of_any(std::span<index_t const> slots, interval keys, std::uint64_t* rows) const {
-    shared_windows windows[d];
+  void windows_of_any(std::span<index_t const> slots, shared_windows (&windows)[d]) const {
     for (shared_windows& each : windows) each.count = slots.size();
     for (std::size_t q = 0; q < slots.size(); ++q) {
       grid_point<d> const at = queries.place(inside(slots[q]));
       for (std::size_t a = 0; a < d; ++a)
         windows[a].set(q, axes[a].window_of(at[a]), std::uint64_t{1} << q);
     }
-    mask_of_windows(windows, keys, rows);
   }
 };
 

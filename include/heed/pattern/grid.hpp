@@ -1,6 +1,6 @@
 #pragma once
 
-#include <heed/pattern/interval.hpp>
+#include <heed/pattern/place.hpp>
 
 #include <algorithm>
 #include <array>
@@ -158,20 +158,17 @@ struct lattice {
     return grid_index(canvas, at);
   }
 
-  /// The tokens of the places number `slot` and after it, as far as they are consecutive.
-  constexpr interval run(index_t slot) const {
-    index_t consecutive = 1;
-    for (std::size_t axis = d; axis-- > 0;) {
-      if (count[axis] > 1 && step[axis] != 1) break;
-      consecutive *= count[axis];
-      if (count[axis] != canvas[axis]) break;
+  /// The tokens of the places number `slot` and after it: as many as are equally far apart.
+  constexpr token_run run(index_t slot) const {
+    index_t alike = count[d - 1];
+    for (std::size_t axis = d - 1; axis > 0; --axis) {
+      bool const whole = step[axis] == 1 && count[axis] == canvas[axis];
+      if (!whole || (count[axis - 1] > 1 && step[axis - 1] != 1)) break;
+      alike *= count[axis - 1];
     }
-    if (consecutive == size()) {
-      index_t const origin = token({});
-      return {origin + slot, origin + consecutive};
-    }
-    index_t const here = token(grid_place(count, slot));
-    return {here, here + consecutive - slot % consecutive};
+    index_t const between = step[d - 1];
+    if (alike == size()) return {token({}) + slot * between, alike - slot, between};
+    return {token(grid_place(count, slot)), alike - slot % alike, between};
   }
 };
 

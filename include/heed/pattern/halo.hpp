@@ -158,11 +158,13 @@ class halo_order {
   index_t groups() const { return 1; }
   index_t rows(index_t) const { return pattern_.queries.slots(); }
   index_t keys(index_t) const { return grid_size(blocks_.canvas); }
-  interval query_run(index_t, index_t slot) const {
+  token_run query_run(index_t, index_t slot) const {
     lattice<d> const all{.canvas = blocks_.query_canvas(), .count = blocks_.query_canvas()};
     return pattern_.queries.run(all, slot);
   }
-  interval key_run(index_t, index_t slot) const { return {slot, grid_size(blocks_.canvas)}; }
+  token_run key_run(index_t, index_t slot) const {
+    return {slot, grid_size(blocks_.canvas) - slot};
+  }
 
   /// The coordinates, on their canvases, of the query or key at a slot.
   grid_point<d> query_place(index_t, index_t slot) const { return pattern_.queries.place(slot); }

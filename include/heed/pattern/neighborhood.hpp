@@ -78,13 +78,14 @@ class neighborhood_order {
   query_tile<d> const& tile() const { return tile_; }
 
   index_t groups() const { return grid_size(around_.dilation); }
+  index_t panel_rows() const { return grid_size(tile_.tile); }
   index_t rows(index_t group) const { return queries(group).slots(); }
   index_t keys(index_t group) const { return tokens(group).size(); }
 
-  interval query_run(index_t group, index_t slot) const {
+  token_run query_run(index_t group, index_t slot) const {
     return queries(group).run(tokens(group), slot);
   }
-  interval key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
+  token_run key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
 
   /// The coordinates, in the group, of the query or key at a slot.
   grid_point<d> query_place(index_t group, index_t slot) const {

@@ -53,8 +53,8 @@ struct window_partition {
   index_t groups() const { return grid_size(windows()); }
   index_t rows(index_t group) const { return tokens(group).size(); }
   index_t keys(index_t group) const { return tokens(group).size(); }
-  interval query_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
-  interval key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
+  token_run query_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
+  token_run key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
   grid_point<d> query_place(index_t group, index_t slot) const {
     return grid_place(tokens(group).count, slot);
   }
@@ -116,8 +116,8 @@ struct grid_partition {
   index_t groups() const { return grid_size(apart()); }
   index_t rows(index_t) const { return grid_size(cells); }
   index_t keys(index_t) const { return grid_size(cells); }
-  interval query_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
-  interval key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
+  token_run query_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
+  token_run key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
   grid_point<d> query_place(index_t, index_t slot) const { return grid_place(cells, slot); }
   grid_point<d> key_place(index_t, index_t slot) const { return grid_place(cells, slot); }
 
@@ -156,8 +156,8 @@ struct axial {
   index_t groups() const { return grid_size(others()); }
   index_t rows(index_t) const { return canvas[along()]; }
   index_t keys(index_t) const { return canvas[along()]; }
-  interval query_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
-  interval key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
+  token_run query_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
+  token_run key_run(index_t group, index_t slot) const { return tokens(group).run(slot); }
 
   /// The number of pairs.
   index_t pairs() const { return grid_size(canvas) * canvas[along()]; }
@@ -241,8 +241,8 @@ struct residues {
   index_t groups() const { return step; }
   index_t rows(index_t group) const { return query_tokens(group).size(); }
   index_t keys(index_t group) const { return key_tokens(group).size(); }
-  interval query_run(index_t group, index_t slot) const { return query_tokens(group).run(slot); }
-  interval key_run(index_t group, index_t slot) const { return key_tokens(group).run(slot); }
+  token_run query_run(index_t group, index_t slot) const { return query_tokens(group).run(slot); }
+  token_run key_run(index_t group, index_t slot) const { return key_tokens(group).run(slot); }
 
   /// A pattern of positions in a group: position p of the sequence is p / step of its group.
   template <heed::pattern P>

@@ -34,7 +34,13 @@
 ///     // The first run of keys at or after `from` that the query positions may meet, empty if there is none.
 ///     interval next_keys(interval queries, index_t from, index_t count) const;
 ///
-/// and the engine gathers these keys for each panel of some 24 queries.
+/// and the engine gathers these keys for each panel of some 24 queries. What is common to the runs of a panel
+/// need be found but once, with
+///
+///     // The runs from there on, as many as `runs` has room for; returns their number.
+///     std::size_t list_keys(interval queries, index_t from, index_t count, std::span<interval> runs) const;
+///     // mask() of one run of keys after the other.
+///     void mask_runs(std::span<index_t const> queries, std::span<interval const> runs, std::uint64_t* rows) const;
 ///
 /// A pattern that can tell the number of its pairs without visiting them does so, for queries of which
 /// the last stands at the last key:
@@ -158,6 +164,37 @@ constexpr void pattern_mask(P const& p, std::span<index_t const> queries, interv
       for (std::size_t q = 0; q < queries.size(); ++q)
         bits |= std::uint64_t{p.keep(queries[q], key)} << q;
       rows[key - keys.first] = bits;
+    }
+  }
+}
+
+/// The runs of keys from `from` on, as many as `runs` has room for; returns their number.
+template <bound_pattern P>
+constexpr std::size_t list_runs(P const& p, interval queries, index_t from, index_t count,
+                                std::span<interval> runs) {
+  if constexpr (requires { p.list_keys(queries, from, count, runs); }) {
+    return p.list_keys(queries, from, count, runs);
+  } else {
+    std::size_t number = 0;
+    for (; number < runs.size(); ++number) {
+      runs[number] = next_run(p, queries, from, count);
+      if (runs[number].empty()) break;
+      from = runs[number].last;
+    }
+    return number;
+  }
+}
+
+/// pattern_mask() of one run of keys after the other.
+template <bound_pattern P>
+constexpr void mask_runs(P const& p, std::span<index_t const> queries,
+                         std::span<interval const> runs, std::uint64_t* rows) {
+  if constexpr (requires { p.mask_runs(queries, runs, rows); }) {
+    p.mask_runs(queries, runs, rows);
+  } else {
+    for (interval run : runs) {
+      pattern_mask(p, queries, run, rows);
+      rows += run.size();
     }
   }
 }

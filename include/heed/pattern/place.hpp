@@ -18,13 +18,24 @@ struct call_shape {
   index_t keys = 0;
 };
 
+/// The tokens first, first + step, … in `size` consecutive slots; padding if first is below 0.
+struct token_run {
+  index_t first = 0;
+  index_t size = 0;
+  index_t step = 1;
+
+  constexpr bool padding() const { return first < 0; }
+};
+
 /// An arrangement cuts the tokens of each batch entry into groups and orders them inside. Each group is a
 /// problem of its own; the patterns and modifiers of the call see slots, which count from 0 in each group, where they
 /// would see rows. Windows, grids, axes and dilated neighborhoods become plain patterns that way.
 ///
-/// A run is a number of consecutive tokens in consecutive slots; one that begins below 0 is padding, slots
-/// without a token. Every query token stands in one slot of one group, every key token in at most one. The
+/// A token_run is what stands in some consecutive slots: tokens `step` apart, or padding, slots without a token, where
+/// it begins below 0. Every query token stands in one slot of one group, every key token in at most one. The
 /// numbers of tokens are those of the call; check(call_shape const&) sees to it.
+///
+/// `index_t panel_rows() const`, optional, says how many consecutive query slots had better be worked on together.
 template <class A>
 concept arrangement = requires(A const& a, index_t i) {
   { a.groups() } -> std::convertible_to<index_t>;
@@ -32,8 +43,8 @@ concept arrangement = requires(A const& a, index_t i) {
   { a.keys(i) } -> std::convertible_to<index_t>;  // slots for keys
   {
     a.query_run(i, i)
-    } -> std::convertible_to<interval>;  // (group, slot): the longest run from that slot on
-  { a.key_run(i, i) } -> std::convertible_to<interval>;
+    } -> std::convertible_to<token_run>;  // (group, slot): the longest run from that slot on
+  { a.key_run(i, i) } -> std::convertible_to<token_run>;
 };
 
 /// An arrangement of any type, not owned.
@@ -47,10 +58,12 @@ class any_arrangement {
   index_t groups() const { return calls_->groups(arrangement_); }
   index_t rows(index_t group) const { return calls_->rows(arrangement_, group); }
   index_t keys(index_t group) const { return calls_->keys(arrangement_, group); }
-  interval query_run(index_t group, index_t slot) const {
+  /// 0 where it does not matter.
+  index_t panel_rows() const { return calls_->panel_rows(arrangement_); }
+  token_run query_run(index_t group, index_t slot) const {
     return calls_->query_run(arrangement_, group, slot);
   }
-  interval key_run(index_t group, index_t slot) const {
+  token_run key_run(index_t group, index_t slot) const {
     return calls_->key_run(arrangement_, group, slot);
   }
 
@@ -59,8 +72,9 @@ class any_arrangement {
     index_t (*groups)(void const*);
     index_t (*rows)(void const*, index_t);
     index_t (*keys)(void const*, index_t);
-    interval (*query_run)(void const*, index_t, index_t);
-    interval (*key_run)(void const*, index_t, index_t);
+    index_t (*panel_rows)(void const*);
+    token_run (*query_run)(void const*, index_t, index_t);
+    token_run (*key_run)(void const*, index_t, index_t);
   };
   template <class A>
   static A const& as(void const* a) {
@@ -71,10 +85,16 @@ class any_arrangement {
       [](void const* a) -> index_t { return as<A>(a).groups(); },
       [](void const* a, index_t group) -> index_t { return as<A>(a).rows(group); },
       [](void const* a, index_t group) -> index_t { return as<A>(a).keys(group); },
-      [](void const* a, index_t group, index_t slot) -> interval {
+      [](void const* a) -> index_t {
+        if constexpr (requires(A const& x) { x.panel_rows(); })
+          return as<A>(a).panel_rows();
+        else
+          return 0;
+      },
+      [](void const* a, index_t group, index_t slot) -> token_run {
         return as<A>(a).query_run(group, slot);
       },
-      [](void const* a, index_t group, index_t slot) -> interval {
+      [](void const* a, index_t group, index_t slot) -> token_run {
         return as<A>(a).key_run(group, slot);
       }};
 
@@ -107,14 +127,14 @@ struct place {
   template <class F>
   void each_row_run(interval slots, F&& f) const {
     if (order == nullptr)
-      f(index_t{0}, interval{first_row + slots.first, first_row + slots.last});
+      f(index_t{0}, token_run{first_row + slots.first, slots.size()});
     else
       each_run(slots, f, [this](index_t slot) { return order->query_run(group, slot); });
   }
   template <class F>
   void each_key_run(interval slots, F&& f) const {
     if (order == nullptr)
-      f(index_t{0}, interval{first_key + slots.first, first_key + slots.last});
+      f(index_t{0}, token_run{first_key + slots.first, slots.size()});
     else
       each_run(slots, f, [this](index_t slot) { return order->key_run(group, slot); });
   }
@@ -123,10 +143,10 @@ struct place {
   template <class F, class Run>
   static void each_run(interval slots, F& f, Run run) {
     for (index_t slot = slots.first; slot < slots.last;) {
-      interval tokens = run(slot);
-      tokens.last = std::min(tokens.last, tokens.first + slots.last - slot);
+      token_run tokens = run(slot);
+      tokens.size = std::min(tokens.size, slots.last - slot);
       f(slot - slots.first, tokens);
-      slot += tokens.size();
+      slot += tokens.size;
     }
   }
 };

@@ -55,16 +55,15 @@ struct bias {
                                                         &at(tile.rows.first, tile.keys.first),
                                                         row_stride, tile.data, tile.key_stride);
           }
-        where.each_key_run(tile.keys, [&](index_t keys_before, interval keys) {
-          where.each_row_run(tile.rows, [&](index_t rows_before, interval rows) {
-            for (index_t k = 0; k < keys.size(); ++k)
-              for (index_t r = 0; r < rows.size(); ++r)
+        where.each_key_run(tile.keys, [&](index_t keys_before, token_run keys) {
+          where.each_row_run(tile.rows, [&](index_t rows_before, token_run rows) {
+            for (index_t k = 0; k < keys.size; ++k)
+              for (index_t r = 0; r < rows.size; ++r)
                 tile.data[(rows_before + r) * tile.row_stride +
                           (keys_before + k) * tile.key_stride] =
-                    rows.first < 0
-                        ? C(0)
-                        : number<C>(
-                              first[(rows.first + r) * row_stride + (keys.first + k) * key_stride]);
+                    rows.padding() ? C(0)
+                                   : number<C>(first[(rows.first + r * rows.step) * row_stride +
+                                                     (keys.first + k * keys.step) * key_stride]);
           });
         });
       }

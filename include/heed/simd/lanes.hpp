@@ -4,28 +4,7 @@
 
 #include <xsimd/xsimd.hpp>
 
-#include <array>
-#include <cstdint>
-
 namespace heed::simd {
-
-/// The lanes of a register whose bits are set, the lowest bit first.
-template <class Batch>
-auto lanes_where(std::uint64_t bits) {
-  using T = typename Batch::value_type;
-  constexpr std::size_t lanes = Batch::size;
-  // Bit n of a number x is set if the fraction of x / 2^(n + 1) is at least a half: the same few operations on
-  // every architecture, where integer registers and their masks differ.
-  alignas(64) static constexpr auto halvings = [] {
-    std::array<T, lanes> factors{};
-    T factor(1);
-    for (T& each : factors) each = factor /= 2;
-    return factors;
-  }();
-  Batch const halved = Batch(static_cast<T>(bits & ((std::uint64_t{1} << lanes) - 1))) *
-                       Batch::load_aligned(halvings.data());
-  return halved - xsimd::floor(halved) >= Batch(T(0.5));
-}
 
 /// The shape of the register tiles of an architecture. Queries stand in the lanes of up to three
 /// registers; `rows` scalars meet them at once. More accumulators than this spill, fewer leave the

@@ -36,6 +36,35 @@ inline void multiply_tile(T const* const (&row)[Rows], index_t row_step, T const
     for (int r = 0; r < Registers; ++r) sum[i][r].store_aligned(c[i] + r * lanes);
 }
 
+template <int Columns, int Registers, class T, class Arch>
+inline void multiply_columns_tile(T const* const* rows, index_t const (&column)[Columns],
+                                  T const* b, index_t b_stride, index_t depth,
+                                  T* const (&c)[Columns]) {
+  using batch = xsimd::batch<T, Arch>;
+  constexpr index_t lanes = tile_shape<T, Arch>::lanes;
+  batch sum[Columns][Registers];
+#pragma GCC unroll 16
+  for (int i = 0; i < Columns; ++i)
+#pragma GCC unroll 4
+    for (int r = 0; r < Registers; ++r) sum[i][r] = batch::load_aligned(c[i] + r * lanes);
+  for (index_t k = 0; k < depth; ++k, b += b_stride) {
+    T const* const row = rows[k];
+    batch right[Registers];
+#pragma GCC unroll 4
+    for (int r = 0; r < Registers; ++r) right[r] = batch::load_unaligned(b + r * lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < Columns; ++i) {
+      batch const left(row[column[i]]);
+#pragma GCC unroll 4
+      for (int r = 0; r < Registers; ++r) sum[i][r] = xsimd::fma(left, right[r], sum[i][r]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Columns; ++i)
+#pragma GCC unroll 4
+    for (int r = 0; r < Registers; ++r) sum[i][r].store_aligned(c[i] + r * lanes);
+}
+
 }  // namespace detail
 
 /// A matrix of scalars read where it lies: element (row, k) at data[row * row_stride + k * depth_stride].
@@ -66,6 +95,39 @@ void multiply(index_t rows, index_t depth, scalar_rows<T> a, T const* b, index_t
     }
     detail::multiply_tile<step, Registers, Accumulate, T, Arch>(row, a.depth_stride, b, b_stride,
                                                                 depth, sum);
+  }
+}
+
+/// The same of rows that lie anywhere, c[row][lane] = sum_k rows[row][k] * b[k][lane].
+template <int Registers, class Arch, class T>
+void multiply_rows(index_t count, index_t depth, T const* const* rows, T const* b, index_t b_stride,
+                   T* c, index_t c_stride) {
+  constexpr int step = tile_shape<T, Arch>::template rows<Registers>;
+  for (index_t first = 0; first < count; first += step) {
+    T const* row[step];
+    T* sum[step];
+    for (int i = 0; i < step; ++i) {
+      index_t const r = std::min(first + i, count - 1);
+      row[i] = rows[r];
+      sum[i] = c + r * c_stride;
+    }
+    detail::multiply_tile<step, Registers, false, T, Arch>(row, 1, b, b_stride, depth, sum);
+  }
+}
+
+/// And of their columns, c[column][lane] += sum_k rows[k][column] * b[k][lane].
+template <int Registers, class Arch, class T>
+void multiply_columns(index_t columns, index_t depth, T const* const* rows, T const* b,
+                      index_t b_stride, T* c, index_t c_stride) {
+  constexpr int step = tile_shape<T, Arch>::template rows<Registers>;
+  for (index_t first = 0; first < columns; first += step) {
+    index_t column[step];
+    T* sum[step];
+    for (int i = 0; i < step; ++i) {
+      column[i] = std::min(first + i, columns - 1);
+      sum[i] = c + column[i] * c_stride;
+    }
+    detail::multiply_columns_tile<step, Registers, T, Arch>(rows, column, b, b_stride, depth, sum);
   }
 }
 

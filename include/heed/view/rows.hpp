@@ -19,6 +19,16 @@ template <class T>
 struct row_block {
   T const* data;
   index_t stride;
+
+  T const* operator[](index_t row) const { return data + row * stride; }
+};
+
+/// Rows of numbers that lie anywhere.
+template <class T>
+struct scattered_rows {
+  T const* const* rows;
+
+  T const* operator[](index_t row) const { return rows[row]; }
 };
 
 namespace detail {
@@ -48,6 +58,11 @@ void convert_row(From const* from, index_t step, index_t count, To* to) {
 template <class To, class From>
 void convert_rows(void const* from, index_t row_stride, index_t step, index_t rows, index_t columns,
                   To* to, index_t to_stride, index_t ahead) {
+  if constexpr (std::is_same_v<To, From>)
+    if (step == 1 && row_stride == columns && to_stride == columns && ahead == 0) {
+      std::memcpy(to, from, static_cast<std::size_t>(rows * columns) * sizeof(To));
+      return;
+    }
   for (index_t r = 0; r < rows; ++r) {
     From const* const row = static_cast<From const*>(from) + r * row_stride;
     if (ahead > 0)
@@ -113,11 +128,20 @@ class source {
     return {scratch, dim()};
   }
 
-  /// Rows [first, first + count) of one head, converted into `to`. Asks for the row `ahead` rows on to be brought near
+  /// Asks for a row of one head to be brought near.
+  void expect(index_t batch, index_t head, index_t position) const {
+    constexpr index_t line = 64;
+    char const* const row = at(batch, position, head);
+    for (index_t b = 0; b < dim() * element_size_ && unit_stride(); b += line)
+      __builtin_prefetch(row + b);
+  }
+
+  /// `count` rows of one head from `first` on, `step` apart, converted into `to`. Asks for the row `ahead` rows on to be brought near
   /// while it reads a row.
   void copy(index_t batch, index_t head, index_t first, index_t count, T* to, index_t to_stride,
-            index_t ahead = 0) const {
-    convert_(at(batch, first, head), strides_[1], strides_[3], count, dim(), to, to_stride, ahead);
+            index_t ahead = 0, index_t step = 1) const {
+    convert_(at(batch, first, head), step * strides_[1], strides_[3], count, dim(), to, to_stride,
+             ahead);
   }
 
  private:
@@ -161,8 +185,9 @@ class sink {
   }
 
   void store(index_t batch, index_t head, index_t first, index_t count, T const* from,
-             index_t from_stride) const {
-    store_(at(batch, first, head), strides_[1], strides_[3], count, extents_[3], from, from_stride);
+             index_t from_stride, index_t step = 1) const {
+    store_(at(batch, first, head), step * strides_[1], strides_[3], count, extents_[3], from,
+           from_stride);
   }
 
  private:
