@@ -324,9 +324,13 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
 
   if constexpr (requires(double const* sums) { modifier.set_gradient(sums, index_t{}); }) {
     if (!modifier.wants_gradient()) return;
+    index_t parameters = 1;
+    if constexpr (requires { modifier.parameters(p.shape()); })
+      parameters = modifier.parameters(p.shape());
     // A piece owns a head.
-    auto const sum_head = [&](index_t head, auto& sweep, T*, double* sums) {
-      double sum = 0;
+    auto const sum_head = [&](index_t head, auto& sweep, T*, double* all_sums) {
+      double* const sums = all_sums + head * parameters;
+      std::fill_n(sums, parameters, 0.0);
       for (index_t g = 0; g < p.sequence.count; ++g) {
         place const where = p.sequence.at(g, head);
         auto const bound = whole.at(where);
@@ -334,17 +338,20 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
         for (index_t number = 0; number < panelling<T, Arch>::count(where); ++number)
           each_pair(sweep, where, bound, number, {0, where.keys},
                     [&](index_t lane, index_t key, T gradient, T before, T after) {
-                      index_t const query = p.position(where, sweep.queries().rows.first + lane);
-                      sum += static_cast<double>(gradient) *
-                             here.parameter_slope(static_cast<double>(before),
-                                                  static_cast<double>(after), query, key);
+                      index_t const row = sweep.queries().rows.first + lane;
+                      if constexpr (requires { here.parameter(row, key); })
+                        sums[here.parameter(row, key)] += static_cast<double>(gradient);
+                      else
+                        sums[0] += static_cast<double>(gradient) *
+                                   here.parameter_slope(static_cast<double>(before),
+                                                        static_cast<double>(after),
+                                                        p.position(where, row), key);
                     });
       }
-      sums[head] = sum;
     };
-    modifier.set_gradient(
-        for_each_swept<true, Arch>(p, saved, whole, run_on, memory, p.heads, 0, p.heads, sum_head),
-        p.heads);
+    modifier.set_gradient(for_each_swept<true, Arch>(p, saved, whole, run_on, memory, p.heads, 0,
+                                                     p.heads * parameters, sum_head),
+                          p.heads);
   } else if constexpr (requires {
                          modifier.gradient(index_t{}, index_t{}, index_t{}, index_t{});
                        }) {

@@ -28,6 +28,12 @@
 ///     bool wants_gradient() const;
 ///     void set_gradient(double const* sum_of_head, index_t heads) const;
 ///
+/// One that reads its numbers from a table can have the gradient of the table, by saying how many entries a
+/// head has and, bound, which of them a row and key of its sequence read; the sums are then [head][entry]:
+///
+///     index_t parameters(call_shape const&) const;
+///     index_t parameter(index_t row, index_t key) const;
+///
 /// A numerator factor multiplies a pair's weight in the sum of values, and not in the normaliser:
 ///
 ///     template <class Batch> Batch factor(Batch query, Batch key) const;
