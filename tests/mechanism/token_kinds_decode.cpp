@@ -106,8 +106,8 @@ TEST_CASE("decoding with spans keeps closing markers", "[mechanism][quick]") {
     std::vector const patterns{first.pattern(), second.pattern()};
     auto const whole = given(heed::by_sequence<decltype(first.pattern())>{patterns});
 
-    auto key_memory = blank<float, 4>({B, N, Hkv, D}),
-         value_memory = blank<float, 4>({B, N, Hkv, D});
+    auto key_memory = blank<float, 4>({B, N + 1, Hkv, D}),
+         value_memory = blank<float, 4>({B, N + 1, Hkv, D});
     heed::sentinel_cache<float> cache(key_memory.view(), value_memory.view());
     double error = 0;
     std::string complaint;
