@@ -1,7 +1,7 @@
 #pragma once
 
 #include <heed/neighborhood.hpp>
-#include <heed/pattern/relative.hpp>
+#include <heed/score/relative_bias.hpp>
 
 /// Medical Image Classification with KAN-Integrated Transformers and Dilated Neighborhood Attention (MedViTV2): the
 /// attention of its local blocks. A pixel meets the window x window pixels around it, every `dilation`-th; stages
@@ -9,6 +9,10 @@
 /// dilation; current models have none.
 ///
 ///     neighborhood_attention<2>(q, k, v, out, dilated_neighborhood({56, 56}, 7, 8));
+///
+///     neighborhood_order<2> const order(dilated_neighborhood({56, 56}, 7, 8), attend::panel_lanes<float>);
+///     relative_index const index(order, dilated_neighborhood_table(7));
+///     attention(q, k, v, out, order, order.pattern(), relative_bias(index, table));  // table [heads, 13 * 13]
 namespace heed {
 
 constexpr neighborhood<2> dilated_neighborhood(grid_point<2> const& canvas, index_t window,

@@ -9,7 +9,8 @@
 ///     attention(q, k, v, out, multi_axis_block({28, 28}, 7));
 ///     attention(q, k, v, out, multi_axis_grid({28, 28}, 7));
 ///
-/// Heads may add a number for each relative position, as in shifted_windows.hpp.
+/// Heads may add a number for each relative position, as in shifted_windows.hpp; both layers have tables of
+/// window_table<2>({size, size}).
 namespace heed {
 
 constexpr window_partition<2> multi_axis_block(grid_point<2> const& canvas, index_t size) {
