@@ -27,6 +27,9 @@ struct measurement {
   /// Timed in turns with `work` where it is given: the counter `relative` says how many times as
   /// fast as it `work` is.
   std::function<void()> reference = {};
+
+  /// The share of the peak that this shape of problem allows at best, where it is less than all: the counter `bound`.
+  double bound = 0;
 };
 
 /// Adds a row. `prepare` makes its operands when its turn comes. A row `on_request` runs only if a

@@ -95,6 +95,7 @@ void time(benchmark::State& state, measurement const& what) {
   state.counters["flops"] = Counter(calls * what.operations / total);
   state.counters["of_peak"] = Counter(median(of_peak));
   if (what.bytes > 0) state.counters["of_bandwidth"] = Counter(median(of_bandwidth));
+  if (what.bound > 0) state.counters["bound"] = Counter(what.bound);
   if (what.reference) state.counters["relative"] = Counter(median(relative));
 }
 
