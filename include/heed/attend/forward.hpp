@@ -88,7 +88,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   /// Panels [first, last) of the place against all their keys.
   void run(interval panels, sink<T> const& out, std::tuple<Observers...> const& observers) {
     constexpr bool in_any_order = decltype(Bound::normaliser)::order == key_order::any;
-    // Few keys in another order stay near without being brought together.
+    // The keys of a small group stay near without being brought together.
     bool const gathers = in_any_order && (bound_.pattern.scattered() ||
                                           (where_.order != nullptr && where_.keys <= few_keys));
     if (gathers) {
@@ -179,8 +179,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
                       [&](index_t, token_run tokens) { expect(p_.query, next.head, tokens); });
   }
 
-  /// One panel through just the keys that it meets, wherever they lie: short runs are brought together in tiles of about
-  /// the same size, long ones are met where they are.
+  /// One panel through just the keys that it meets, wherever they lie, in tiles of about the same size.
   void gather(panel_memory& at) {
     constexpr std::size_t most_runs = 64;
     interval runs[most_runs];
@@ -192,28 +191,18 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       for (std::size_t i = 0; i < count; ++i) keys += runs[i].size();
       index_t const tiles = std::max<index_t>(1, (keys + keys_per_tile - 1) / keys_per_tile);
       index_t const size = std::min(keys_per_tile, simd::round_up((keys + tiles - 1) / tiles, 4));
-      for (std::size_t i = 0; i < count; ++i) take(at, runs[i], size);
+      for (std::size_t i = 0; i < count; ++i)
+        for (interval run = runs[i]; !run.empty();) {
+          interval const part{run.first,
+                              std::min(run.last, run.first + size - scratch_.keys.count)};
+          scratch_.keys.add(part);
+          if (scratch_.keys.count == size) meet(at);
+          run.first = part.last;
+        }
       if (count < most_runs) break;
       from = runs[count - 1].last;
     }
     if (scratch_.keys.count > 0) meet(at);
-  }
-
-  /// Adds a run to the tile of a panel, and meets the tile when it has `size` keys.
-  void take(panel_memory& at, interval run, index_t size) {
-    constexpr index_t long_run = 48;
-    bool const in_place = p_.key.in_place() && p_.value.in_place() && where_.order == nullptr;
-    if (in_place && run.size() >= long_run) {
-      if (scratch_.keys.count > 0) meet(at);
-      size = keys_per_tile;
-    }
-    while (!run.empty()) {
-      index_t const room = std::max(size - scratch_.keys.count, index_t{1});
-      interval const part{run.first, std::min(run.last, run.first + room)};
-      scratch_.keys.add(part);
-      run.first = part.last;
-      if (scratch_.keys.count >= size || (in_place && part.size() >= long_run)) meet(at);
-    }
   }
 
   /// Asks for what lies beyond each run of tokens: the next panel's runs reach a little further.

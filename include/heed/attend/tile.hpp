@@ -103,9 +103,14 @@ row_block<T> key_rows(source<T> const& from, place const& where, index_t head,
 template <class T>
 scattered_rows<T> scattered_key_rows(source<T> const& from, place const& where, index_t head,
                                      std::span<index_t const> tokens, T const** rows, T* scratch) {
-  for (std::size_t k = 0; k < tokens.size(); ++k) {
-    rows[k] = from.rows(where.batch, head, tokens[k], 1, scratch).data;
-    scratch += from.dim();
+  if (from.in_place()) {
+    T const* const first = from.rows(where.batch, head, 0, 1, scratch).data;
+    for (std::size_t k = 0; k < tokens.size(); ++k) rows[k] = first + tokens[k] * from.strides()[1];
+  } else {
+    for (std::size_t k = 0; k < tokens.size(); ++k, scratch += from.dim()) {
+      from.copy(where.batch, head, tokens[k], 1, scratch, from.dim());
+      rows[k] = scratch;
+    }
   }
   return {rows};
 }
@@ -208,22 +213,24 @@ struct key_tile {
 
   /// Finds out which queries of a panel meet which keys.
   void mask(query_panel<T> const& panel, bound_any_pattern const& pattern) {
+    // Masks are dearer than a look at a part of a long run.
+    constexpr index_t step = 32;
     auto const queries = panel.each_position();
     masked = {};
-    if (run_count > 1) {
+    if (std::all_of(runs, runs + run_count, [](interval run) { return run.size() <= step; })) {
       pattern.mask_runs(queries, each_run(), masks);
       return note_masked({0, count}, every(queries));
     }
-    // Masks are dearer than a look at a part of a long run.
-    constexpr index_t step = 32;
-    for (index_t first = 0; first < count; first += step) {
-      interval const part{first, std::min(first + step, count)};
-      interval const part_keys{runs[0].first + part.first, runs[0].first + part.last};
-      if (count > step && pattern.cover(panel.queries.positions, part_keys) == coverage::all)
-        continue;
-      pattern.mask(queries, part_keys, masks + first);
-      note_masked(part, every(queries));
-    }
+    index_t at = 0;
+    for (interval run : each_run())
+      for (index_t first = run.first; first < run.last; first += step) {
+        interval const part{first, std::min(first + step, run.last)};
+        if (pattern.cover(panel.queries.positions, part) != coverage::all) {
+          pattern.mask(queries, part, masks + at);
+          note_masked({at, at + part.size()}, every(queries));
+        }
+        at += part.size();
+      }
   }
 
   /// A tile of one run, without the keys at its ends that no query meets.
@@ -489,16 +496,22 @@ template <class Arch, class T, class Rows>
 bool all_finite(Rows block, index_t rows, index_t columns) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto size = static_cast<index_t>(batch::size);
-  batch sum(T(0));
+  constexpr index_t chains = 4;  // that do not wait for each other
+  batch sum[chains];
+  for (batch& each : sum) each = batch(T(0));
   T rest = 0;
+  auto const look = [&](index_t chain, T const* at) {
+    sum[chain] = xsimd::fma(batch::load_unaligned(at), batch(T(0)), sum[chain]);
+  };
   for (index_t r = 0; r < rows; ++r) {
     T const* const row = block[r];
     index_t c = 0;
-    for (; c + size <= columns; c += size)
-      sum = xsimd::fma(batch::load_unaligned(row + c), batch(T(0)), sum);
+    for (; c + chains * size <= columns; c += chains * size)
+      for (index_t chain = 0; chain < chains; ++chain) look(chain, row + c + chain * size);
+    for (; c + size <= columns; c += size) look(0, row + c);
     for (; c < columns; ++c) rest += row[c] * T(0);
   }
-  return xsimd::all(sum == batch(T(0))) && rest == T(0);
+  return xsimd::all((sum[0] + sum[1]) + (sum[2] + sum[3]) == batch(T(0))) && rest == T(0);
 }
 
 /// to[c][lane] += sum_k rows(k, c) * weights[k][lane], leaving out the pairs whose mark is -0: the same as
