@@ -19,6 +19,8 @@ std::string parameter::type_text() const {
       return "bool";
     case kind::integer:
       return "int";
+    case kind::integers:
+      return "int,int,...";
     case kind::number:
       return "float";
     case kind::choice:
@@ -56,6 +58,9 @@ arguments::arguments(mechanism const& what, std::vector<std::string_view> const&
         break;
       case kind::integer:
         integer(p.name);
+        break;
+      case kind::integers:
+        list(p.name);
         break;
       case kind::number:
         number(p.name);
@@ -102,6 +107,20 @@ index_t arguments::integer(std::string_view name) const {
   return number;
 }
 
+std::vector<index_t> arguments::list(std::string_view name) const {
+  std::string_view const text = value(name);
+  std::vector<index_t> numbers;
+  for (char const *at = text.data(), *end = at + text.size();; ++at) {
+    index_t number = 0;
+    auto const [next, problem] = std::from_chars(at, end, number);
+    bool const good = problem == std::errc() && (next == end || *next == ',');
+    require(good, [&] { return quoted(name, text) + "; expected integers joined with commas"; });
+    numbers.push_back(number);
+    at = next;
+    if (at == end) return numbers;
+  }
+}
+
 double arguments::number(std::string_view name) const {
   std::string const text(value(name));
   char* end = nullptr;
@@ -120,6 +139,12 @@ std::string_view arguments::choice(std::string_view name) const {
     rest.remove_prefix(std::min(rest.size(), one.size() + 1));
   }
   throw heed::error("heed: " + quoted(name, text) + "; expected " + std::string(find(name).of));
+}
+
+bool arguments::writes() const {
+  for (parameter const& p : mechanism_.parameters)
+    if (p.type == kind::output && has(p.name)) return true;
+  return false;
 }
 
 npy::array const& arguments::array(std::string_view name) {

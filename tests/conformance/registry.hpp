@@ -5,12 +5,15 @@
 //     void run(arguments& given) { … }
 //     mechanism_registration const softmax{{"softmax", {{"causal", kind::flag, "false", "keys after
 //     …"}, …}, run}};
+//
+// Those that are patterns stand in one table, patterns.cpp.
 #pragma once
 
 #include "npy.hpp"
 
 #include <heed/view/convert.hpp>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -24,8 +27,8 @@ namespace conformance {
 using heed::index_t;
 using heed::require;
 
-/// What an argument is. Inputs and outputs are paths of .npy files.
-enum class kind { flag, integer, number, choice, input, output };
+/// What an argument is. Integers are joined with commas; inputs and outputs are paths of .npy files.
+enum class kind { flag, integer, integers, number, choice, input, output };
 
 inline constexpr std::string_view required = "required";
 
@@ -44,7 +47,7 @@ class arguments;
 struct mechanism {
   std::string_view name;
   std::vector<parameter> parameters;
-  void (*run)(arguments&);
+  std::function<void(arguments&)> run;
 };
 
 /// Every mechanism, by name.
@@ -86,21 +89,28 @@ class arguments {
   bool has(std::string_view name) const { return given_.contains(name); }
   bool flag(std::string_view name) const;
   index_t integer(std::string_view name) const;
+  /// An argument of integers joined with commas.
+  std::vector<index_t> list(std::string_view name) const;
   double number(std::string_view name) const;
   std::string_view choice(std::string_view name) const;
+
+  /// Whether some output was asked for.
+  bool writes() const;
 
   /// The array in an input's file; read once.
   npy::array const& array(std::string_view name);
 
   /// An input as a tensor of T: floating-point numbers from such, integers from integers, bool from
   /// bool. An axis of extent 1 is added in place `missing_axis` if the file's array has one axis
-  /// less.
+  /// less, or as many as `most_missing`.
   template <class T, int Rank>
-  tensor<T, Rank> input(std::string_view name, std::optional<int> missing_axis = {}) {
+  tensor<T, Rank> input(std::string_view name, std::optional<int> missing_axis = {},
+                        std::size_t most_missing = 1) {
     npy::array const& from = array(name);
     std::vector<index_t> shape = from.shape;
-    if (missing_axis && shape.size() + 1 == static_cast<std::size_t>(Rank))
-      shape.insert(shape.begin() + *missing_axis, 1);
+    if (missing_axis && shape.size() + most_missing >= static_cast<std::size_t>(Rank))
+      while (shape.size() < static_cast<std::size_t>(Rank))
+        shape.insert(shape.begin() + *missing_axis, 1);
     require(shape.size() == static_cast<std::size_t>(Rank), [&] {
       return std::string(name) + " has shape " + heed::shape_text(from.shape) + "; expected " +
              std::string(find(name).of);

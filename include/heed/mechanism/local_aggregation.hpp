@@ -53,44 +53,61 @@ class aggregator {
   template <class V, class O>
   void gather(tensor_view<V, 4> value, T const* packed, index_t padded, index_t b, index_t line,
               index_t h, tensor_view<O, 4> out) const {
+    // All channels of a few tokens, so that the rows around them stay near.
     index_t const width = grid_[2], reach = window_[2] / 2;
-    for (index_t c = 0; c < value.extent(3); c += lanes)
-      for (index_t x = 0; x < width;) {
-        bool const inside = x >= reach && x + together - 1 + reach < width;
-        if (inside)
-          gather_at<together>(value, packed + c, padded, b, line, h, c, x, out);
-        else
-          gather_at<1>(value, packed + c, padded, b, line, h, c, x, out);
-        x += inside ? together : 1;
-      }
+    line_place const at{line, line / grid_[1], line % grid_[1]};
+    for (index_t x = 0; x < width;) {
+      bool const inside = x >= reach && x + together - 1 + reach < width;
+      if (inside)
+        gather_tokens<together>(value, packed, padded, b, at, h, x, out);
+      else
+        gather_tokens<1>(value, packed, padded, b, at, h, x, out);
+      x += inside ? together : 1;
+    }
   }
 
-  /// sums[c] += sum_i dout(i, c) value(i + offset of the tap, c) over a batch entry and head.
+  /// sums[t * dim + c] += sum_i dout(i, c) value(i + offset, c) over a batch entry and head, for the taps t of one
+  /// row of the box, those of the same offset along the first two axes.
   template <class V, class DO>
-  void correlate(tensor_view<V, 4> value, tensor_view<DO, 4> dout, index_t tap, index_t b,
+  void correlate(tensor_view<V, 4> value, tensor_view<DO, 4> dout, index_t tap_row, index_t b,
                  index_t h, double* sums) const {
-    index_t const dx = tap % window_[2] - window_[2] / 2;
-    interval const along{std::max<index_t>(0, -dx), std::min(grid_[2], grid_[2] - dx)};
+    index_t const dim = value.extent(3);
     for (index_t line = 0; line < lines(); ++line) {
-      index_t const other = line_at(line, tap / window_[2]);
+      index_t const other = line_at(line, tap_row);
       if (other < 0) continue;
-      for (index_t c = 0; c < value.extent(3); c += lanes) {
-        batch partial[together];
-        for (batch& each : partial) each = batch(T(0));
-        for (index_t x = along.first; x < along.last; ++x)
-          partial[x % together] =
-              xsimd::fma(load(dout, b, line * grid_[2] + x, h, c),
-                         load(value, b, other * grid_[2] + x + dx, h, c), partial[x % together]);
-        alignas(64) T total[lanes];
-        ((partial[0] + partial[1]) + (partial[2] + partial[3])).store_aligned(total);
-        for (index_t lane = 0; lane < std::min(lanes, value.extent(3) - c); ++lane)
-          sums[c + lane] += static_cast<double>(total[lane]);
+      for (index_t t = 0; t < window_[2]; ++t) {
+        index_t const dx = t - window_[2] / 2;
+        interval const along{std::max<index_t>(0, -dx), std::min(grid_[2], grid_[2] - dx)};
+        for (index_t c = 0; c < dim && !along.empty(); c += lanes) {
+          index_t const left = std::min(lanes, dim - c);
+          run_of_tokens const from(value, b, other * grid_[2] + along.first + dx, h, c),
+              with(dout, b, line * grid_[2] + along.first, h, c);
+          bool const whole = left == lanes && value.stride(3) == 1 && dout.stride(3) == 1;
+          alignas(64) T products[lanes];
+          (whole ? line_product<true>(from, with, along.size(), left)
+                 : line_product<false>(from, with, along.size(), left))
+              .store_aligned(products);
+          for (index_t lane = 0; lane < left; ++lane)
+            sums[t * dim + c + lane] += static_cast<double>(products[lane]);
+        }
       }
     }
   }
 
+  index_t tap_rows() const { return window_[0] * window_[1]; }
+  index_t taps_per_row() const { return window_[2]; }
+
  private:
   static constexpr int together = 4;  // tokens that share a load of the weights
+
+  struct line_place {
+    index_t number, z, y;
+  };
+  /// The taps of an axis that stay on the grid from a coordinate.
+  interval taps_inside(std::size_t axis, index_t from) const {
+    index_t const reach = window_[axis] / 2;
+    return intersect({0, window_[axis]}, {reach - from, grid_[axis] + reach - from});
+  }
 
   /// The line that a pair of taps of the first two axes leads to, or -1.
   index_t line_at(index_t line, index_t tap) const {
@@ -99,33 +116,93 @@ class aggregator {
     return z >= 0 && z < grid_[0] && y >= 0 && y < grid_[1] ? z * grid_[1] + y : -1;
   }
 
-  template <int Count, class V, class O>
-  void gather_at(tensor_view<V, 4> value, T const* packed, index_t padded, index_t b, index_t line,
-                 index_t h, index_t c, index_t x, tensor_view<O, 4> out) const {
-    index_t const reach = window_[2] / 2;
-    interval const inside = intersect({0, window_[2]}, {reach - x, grid_[2] + reach - x});
-    batch sum[Count];
+  /// Tokens of one head from a channel on.
+  template <class E>
+  struct run_of_tokens {
+    E const* first;
+    index_t token, channel;
+
+    template <class U>
+    run_of_tokens(tensor_view<U, 4> const& all, index_t b, index_t i, index_t h, index_t c)
+        : first(&all(b, i, h, c)), token(all.stride(1)), channel(all.stride(3)) {}
+  };
+  template <class U>
+  run_of_tokens(tensor_view<U, 4> const&, index_t, index_t, index_t, index_t)
+      -> run_of_tokens<std::remove_const_t<U>>;
+
+  /// The products of `count` tokens, summed.
+  template <bool Whole, class A, class B>
+  static batch line_product(run_of_tokens<A> a, run_of_tokens<B> b, index_t count, index_t left) {
+    batch sum[together];
     for (batch& each : sum) each = batch(T(0));
-    for (index_t tap = 0; tap < window_[0] * window_[1]; ++tap) {
-      index_t const other = line_at(line, tap);
-      if (other < 0) continue;
-      for (index_t t = inside.first; t < inside.last; ++t) {
-        batch const weight = batch::load_aligned(packed + (tap * window_[2] + t) * padded);
-        for (int n = 0; n < Count; ++n)
-          sum[n] = xsimd::fma(weight, load(value, b, other * grid_[2] + x + n + t - reach, h, c),
-                              sum[n]);
-      }
-    }
-    for (int n = 0; n < Count; ++n) store(sum[n], out, b, line * grid_[2] + x + n, h, c);
+    auto const add = [&](index_t x, batch& to) {
+      to = xsimd::fma(load<Whole>(a.first + x * a.token, a.channel, left),
+                      load<Whole>(b.first + x * b.token, b.channel, left), to);
+    };
+    index_t x = 0;
+    for (; x + together <= count; x += together)
+#pragma GCC unroll 4
+      for (index_t n = 0; n < together; ++n) add(x + n, sum[n]);
+    for (; x < count; ++x) add(x, sum[0]);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
 
-  template <class E>
-  static batch load(tensor_view<E, 4> const& from, index_t b, index_t i, index_t h, index_t c) {
-    E const* const at = &from(b, i, h, c);
-    if (from.stride(3) == 1 && c + lanes <= from.extent(3)) return simd::load_stored<T, Arch>(at);
+  template <int Count, class V, class O>
+  void gather_tokens(tensor_view<V, 4> value, T const* packed, index_t padded, index_t b,
+                     line_place const& at, index_t h, index_t x, tensor_view<O, 4> out) const {
+    index_t const dim = value.extent(3);
+    index_t c = 0;
+    if (value.stride(3) == 1) {
+      for (; c + 2 * lanes <= dim; c += 2 * lanes)
+        gather_at<Count, 2>(value, packed + c, padded, b, at, h, c, x, out);
+      for (; c + lanes <= dim; c += lanes)
+        gather_at<Count, 1>(value, packed + c, padded, b, at, h, c, x, out);
+    }
+    for (; c < dim; c += lanes) gather_at<Count, 0>(value, packed + c, padded, b, at, h, c, x, out);
+  }
+
+  /// Some registers of channels of some tokens; 0 for a register that is not whole.
+  template <int Count, int Registers, class V, class O>
+  void gather_at(tensor_view<V, 4> value, T const* packed, index_t padded, index_t b,
+                 line_place const& at, index_t h, index_t c, index_t x,
+                 tensor_view<O, 4> out) const {
+    constexpr bool whole = Registers > 0;
+    constexpr int registers = whole ? Registers : 1;
+    index_t const left = std::min(lanes, value.extent(3) - c), token = value.stride(1),
+                  channel = value.stride(3);
+    interval const along = taps_inside(2, x);
+    batch sum[Count][registers];
+    for (auto& of_token : sum)
+      for (batch& each : of_token) each = batch(T(0));
+    interval const down = taps_inside(1, at.y), deep = taps_inside(0, at.z);
+    for (index_t u = deep.first; u < deep.last; ++u)
+      for (index_t v = down.first; v < down.last; ++v) {
+        index_t const other = at.number + (u - window_[0] / 2) * grid_[1] + v - window_[1] / 2;
+        V const* from = &value(b, other * grid_[2] + x + along.first - window_[2] / 2, h, c);
+        T const* weights = packed + ((u * window_[1] + v) * window_[2] + along.first) * padded;
+        for (index_t t = along.first; t < along.last; ++t, from += token, weights += padded) {
+#pragma GCC unroll 2
+          for (int r = 0; r < registers; ++r) {
+            batch const weight = batch::load_aligned(weights + r * lanes);
+#pragma GCC unroll 4
+            for (int n = 0; n < Count; ++n)
+              sum[n][r] = xsimd::fma(
+                  weight, load<whole>(from + n * token + r * lanes, channel, left), sum[n][r]);
+          }
+        }
+      }
+    for (int n = 0; n < Count; ++n)
+      for (int r = 0; r < registers; ++r)
+        store(sum[n][r], out, b, at.number * grid_[2] + x + n, h, c + r * lanes);
+  }
+
+  /// The `left` elements, at most a register, that begin at `from`; `Whole` ones lie together.
+  template <bool Whole, class E>
+  static batch load(E const* from, index_t stride, index_t left) {
+    if constexpr (Whole) return simd::load_stored<T, Arch>(from);
     alignas(64) T numbers[lanes] = {};
-    for (index_t lane = 0; lane < std::min(lanes, from.extent(3) - c); ++lane)
-      numbers[lane] = convert_element<T>(at[lane * from.stride(3)]);
+    for (index_t lane = 0; lane < left; ++lane)
+      numbers[lane] = convert_element<T>(from[lane * stride]);
     return batch::load_aligned(numbers);
   }
   template <class E>
@@ -223,22 +300,26 @@ void local_aggregation_backward(tensor_view<V, 4> value, tensor_view<W, 3> weigh
   });
   detail::aggregate(work, dout, weights, dvalue, true, run_on);
 
-  // A piece owns an offset and, unless they share weights, a head.
-  index_t const heads = dweights.extent(1), dim = value.extent(3);
-  auto const bytes = static_cast<index_t>(arena::bytes<double>(dim));
-  std::byte* const memory =
-      thread_workspace().reserve(static_cast<std::size_t>(bytes * run_on.concurrency()));
-  parallel_for(run_on, work.taps() * heads, [&](index_t piece, index_t worker) {
-    index_t const tap = piece / heads, owner = piece % heads;
-    double* const sums = arena(memory + worker * bytes).take<double>(dim);
-    std::fill_n(sums, dim, 0.0);
+  // A piece owns a row of offsets and, unless they share weights, a head.
+  index_t const heads = dweights.extent(1), dim = value.extent(3), row = work.taps_per_row();
+  auto const bytes = arena::bytes<double>(row * dim);
+  std::byte* const memory = thread_workspace().reserve(
+      static_cast<std::size_t>(bytes * static_cast<index_t>(run_on.concurrency())));
+  parallel_for(run_on, work.tap_rows() * heads, [&](index_t piece, index_t worker) {
+    index_t const tap_row = piece / heads, owner = piece % heads;
+    double* const sums = arena(memory + worker * bytes).template take<double>(row * dim);
+    std::fill_n(sums, row * dim, 0.0);
     for (index_t b = 0; b < value.extent(0); ++b)
       for (index_t h = 0; h < value.extent(2); ++h)
-        if (heads == 1 || h == owner) work.correlate(value, dout, tap, b, h, sums);
-    if (dweights.extent(2) == 1)
-      for (index_t c = 1; c < dim; ++c) sums[0] += sums[c];
-    for (index_t c = 0; c < dweights.extent(2); ++c)
-      dweights(tap, owner, c) = convert_element<DW>(static_cast<T>(sums[c]));
+        if (heads == 1 || h == owner) work.correlate(value, dout, tap_row, b, h, sums);
+    for (index_t t = 0; t < row; ++t) {
+      double* const of_tap = sums + t * dim;
+      if (dweights.extent(2) == 1)
+        for (index_t c = 1; c < dim; ++c) of_tap[0] += of_tap[c];
+      for (index_t c = 0; c < dweights.extent(2); ++c)
+        dweights(tap_row * row + t, owner, c) =
+            convert_element<DW>(static_cast<T>(dim > 0 ? of_tap[c] : 0));
+    }
   });
 }
 
