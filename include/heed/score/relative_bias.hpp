@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/pattern/neighborhood.hpp>
+#include <heed/pattern/packed_canvases.hpp>
 #include <heed/pattern/relative.hpp>
 #include <heed/score/modifier.hpp>
 
@@ -71,6 +72,13 @@ class relative_index {
   template <std::size_t d>
   static grid_point<d> window_of(neighborhood_order<d> const& order) {
     return order.parameters().window;
+  }
+  template <std::size_t d, class Order>
+  static grid_point<d> window_of(packed_canvases<Order> const& canvases) {
+    grid_point<d> window = all_axes<d>(1);
+    for (Order const& order : canvases.orders())
+      for (std::size_t a = 0; a < d; ++a) window[a] = std::max(window[a], window_of<d>(order)[a]);
+    return window;
   }
   template <std::size_t d, class A>
   static grid_point<d> window_of(A const&) {
