@@ -8,6 +8,11 @@
 
 /// Keys beside a sequence, in one softmax with its own: registers and text beside a grid of tokens, summaries
 /// of what is far, a token that stands for those that were dropped. Two passes, merged by their lse.
+///
+/// The sequence may be arranged: a neighborhood, and registers that every pixel meets, is
+///
+///     neighborhood_order<2> const order(around, attend::panel_lanes<float>);
+///     attention_with_extra_keys(q, k, v, extra_keys(register_k, register_v), out, order, order.pattern());
 namespace heed {
 
 /// Keys without a place in the sequence.
