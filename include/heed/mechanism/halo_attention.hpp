@@ -53,10 +53,11 @@ void check_halo_vectors(char const* name, halo_blocks<d> const& blocks,
 inline constexpr auto is_halo_lse = []<class T>() { return attend::detail::is_a<T, lse_into>; };
 inline constexpr auto is_for_engine = []<class T>() { return !attend::detail::is_a<T, lse_into>; };
 
-/// Checks a call, computes the products of its queries and calls f(order, pattern, scores, room for its lse).
+/// Checks a call, computes the products of its queries and calls f(scores, room for its lse).
 template <class T, std::size_t d, class R, class Q, class K, class V, class F, class... I>
-void with_halo_scores(halo<d, R> const& how, bool gradients, T factor, tensor_view<Q, 4> query,
-                      tensor_view<K, 4> key, tensor_view<V, 4> value, F f,
+void with_halo_scores(halo<d, R> const& how,
+                      std::type_identity_t<halo_order<d> const*> for_gradients, T factor,
+                      tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value, F f,
                       I const&... ingredients) {
   using namespace attend::detail;
   static_assert((true && ... &&
@@ -65,14 +66,14 @@ void with_halo_scores(halo<d, R> const& how, bool gradients, T factor, tensor_vi
                   is_lse_gradient.template operator()<I>())),
                 "heed: halo attention takes scale, lse_into, lse_gradient, executor and scratch");
   auto const run_on = attend::one_of<is_executor>(serial{}, ingredients...);
-  halo_order<d> const order(how.blocks, attend::panel_lanes<T>);
+  halo_order<d> const order(how.blocks, 1);
   call_shape const shape = attend::make_problem<T>(query, key, value, order).shape();
   check_halo_vectors("halo.vectors", how.blocks, how.vectors, query.extent(3));
   auto const lay_out = [&](arena& memory, auto then) {
     tensor_view<T, 3> const lse(memory.take<T>(shape.batches * shape.heads * shape.rows),
                                 {shape.batches, shape.heads, shape.rows});
-    halo_scores<T, d> scores(memory, order, shape.batches, shape.heads, query.extent(3),
-                             run_on.concurrency(), gradients);
+    halo_scores<T, d> scores(memory, how.blocks, for_gradients, shape, query.extent(3),
+                             run_on.concurrency());
     then(scores, lse);
   };
   arena total;
@@ -80,7 +81,7 @@ void with_halo_scores(halo<d, R> const& how, bool gradients, T factor, tensor_vi
   arena memory(halo_workspace().reserve(total.used()));
   lay_out(memory, [&](auto& scores, auto const& lse) {
     scores.multiply(source<T>(query), how.vectors, factor, run_on);
-    f(order, order.pattern(), scores, lse);
+    f(scores, lse);
   });
 }
 
@@ -117,21 +118,21 @@ void halo_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<
   auto const lse = attend::one_of<detail::is_halo_lse>(lse_into<T>{}, ingredients...).out;
   T const factor = detail::halo_factor<T>(how, query.extent(3), ingredients...);
   detail::with_halo_scores<T>(
-      how, false, factor, query, key, value,
-      [&](auto const& order, auto const& pattern, auto const& scores, auto const& own_lse) {
+      how, nullptr, factor, query, key, value,
+      [&](auto const& scores, auto const& own_lse) {
         if (lse.data() != nullptr)
           detail::check_row_view(
               "lse", lse,
               {.batches = query.extent(0), .heads = query.extent(2), .rows = query.extent(1)});
         std::apply(
             [&](auto const&... for_engine) {
-              attention(query, key, value, out, order, pattern, scores.added_to_scores(),
+              attention(query, key, value, out, scores.groups(), scores.added_in_groups(),
                         lse_into<T>{own_lse}, for_engine...);
             },
             attend::all_of<detail::is_for_engine>(ingredients...));
         if (how.border == halo_border::zero)
-          scores.each_row_with_phantoms(run_on, [&](index_t b, index_t h, index_t i, index_t row) {
-            T const phantoms = scores.phantom_lse(row), keys = own_lse(b, h, i);
+          scores.each_phantom_lse(run_on, [&](index_t b, index_t h, index_t i, T phantoms) {
+            T const keys = own_lse(b, h, i);
             T const share = 1 / (1 + std::exp(phantoms - keys));
             own_lse(b, h, i) =
                 std::max(phantoms, keys) + std::log1p(std::exp(-std::abs(phantoms - keys)));
@@ -161,25 +162,26 @@ void halo_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
                 "heed: with an operand in double, out is in double");
   auto const run_on = attend::one_of<attend::detail::is_executor>(serial{}, ingredients...);
   T const factor = detail::halo_factor<T>(how, query.extent(3), ingredients...);
+  halo_order<d> const order(how.blocks, attend::panel_lanes<T>);
   detail::with_halo_scores<T>(
-      how, true, factor, query, key, value,
-      [&](auto const& order, auto const& pattern, auto& scores, auto const&) {
+      how, &order, factor, query, key, value,
+      [&](auto& scores, auto const&) {
         detail::check_halo_vectors("dvectors", how.blocks, dvectors, query.extent(3));
-        auto const added = scores.added_to_scores();
-        attention_backward(query, key, value, out, lse, dout, dquery, dkey, dvalue, order, pattern,
-                           added, ingredients...);
+        attention_backward(query, key, value, out, lse, dout, dquery, dkey, dvalue, order,
+                           order.pattern(), scores.added_in_order(), ingredients...);
+        auto const added = scores.added_in_groups();
         attend::problem<T> const p =
-            attend::make_problem<T>(query, key, value, order, pattern, added, ingredients...);
+            attend::make_problem<T>(query, key, value, scores.groups(), added, ingredients...);
         auto const saved =
             attend::make_saved_result<T>(p, query, value, out, lse, dout, ingredients...);
-        scores.sum_gradients(p, saved, attend::make_sentence(pattern, added), run_on,
+        scores.sum_gradients(p, saved, attend::make_sentence(added), run_on,
                              attend::scratch_of(ingredients...));
         if (how.border == halo_border::zero)
-          scores.each_row_with_phantoms(run_on, [&](index_t b, index_t h, index_t i, index_t row) {
+          scores.add_phantom_gradients(run_on, [&](index_t b, index_t h, index_t i) {
             T slope = saved.dlse.data() == nullptr ? T(0) : saved.dlse(b, h, i);
             for (index_t c = 0; c < out.extent(3); ++c)
               slope -= convert_element<T>(dout(b, i, h, c)) * convert_element<T>(out(b, i, h, c));
-            scores.add_phantom_gradients(row, saved.lse(b, h, i), slope);
+            return std::pair(saved.lse(b, h, i), slope);
           });
         scores.finish(source<T>(query), factor, dquery, dvectors, run_on);
         double* const dscale =

@@ -10,8 +10,73 @@
 /// add them up; their gradients are summed pair by pair, and become those of queries and vectors afterwards.
 namespace heed::detail {
 
-/// The products of all queries of a call, and their gradients. A row of them belongs to a slot of the order: axis after
-/// axis, from the first coordinate of the slot's window to the last.
+/// Blocks with halos as groups: the queries of a block, and the keys of its window that are on the canvas, so that every
+/// pair meets. A key stands in the groups of several blocks: not for the gradients of keys.
+template <std::size_t d>
+class halo_groups {
+ public:
+  /// Panels of the queries of a block have at most `most` rows, and are about as large as one another.
+  halo_groups(halo_blocks<d> const& blocks, index_t lanes, index_t most) : blocks_(blocks) {
+    index_t const queries = rows(0), panels = (queries + most - 1) / most;
+    panel_rows_ = simd::round_up((queries + panels - 1) / panels, lanes);
+  }
+
+  index_t groups() const { return grid_size(counts()); }
+  index_t panel_rows() const { return panel_rows_; }
+  index_t rows(index_t) const { return grid_size(queries_of_block()); }
+  index_t keys(index_t group) const { return key_tokens(group).size(); }
+  token_run query_run(index_t group, index_t slot) const { return query_tokens(group).run(slot); }
+  token_run key_run(index_t group, index_t slot) const { return key_tokens(group).run(slot); }
+
+  halo_blocks<d> const& parameters() const { return blocks_; }
+  grid_point<d> counts() const {
+    return each_axis([&](std::size_t a) { return blocks_.canvas[a] / blocks_.block[a]; });
+  }
+  grid_point<d> queries_of_block() const {
+    return each_axis([&](std::size_t a) { return blocks_.block[a] / blocks_.query_stride[a]; });
+  }
+  /// The first query of a block.
+  grid_point<d> first_query(index_t group) const {
+    grid_point<d> const block = grid_place(counts(), group);
+    return each_axis([&](std::size_t a) { return block[a] * queries_of_block()[a]; });
+  }
+  /// Where the window of a block begins; maybe beyond the canvas.
+  grid_point<d> first_place(index_t group) const {
+    grid_point<d> const query = first_query(group);
+    return each_axis([&](std::size_t a) { return blocks_.axis(a).full_window_of(query[a]).first; });
+  }
+  /// Which coordinates of the window are on the canvas.
+  grid_box<d> inside(index_t group) const {
+    grid_point<d> const first = first_place(group);
+    grid_box<d> box;
+    for (std::size_t a = 0; a < d; ++a)
+      box[a] = intersect({-first[a], blocks_.canvas[a] - first[a]}, {0, blocks_.window()[a]});
+    return box;
+  }
+
+ private:
+  template <class F>
+  static grid_point<d> each_axis(F f) {
+    grid_point<d> numbers;
+    for (std::size_t a = 0; a < d; ++a) numbers[a] = f(a);
+    return numbers;
+  }
+  lattice<d> query_tokens(index_t group) const {
+    return {blocks_.query_canvas(), first_query(group), all_axes<d>(1), queries_of_block()};
+  }
+  lattice<d> key_tokens(index_t group) const {
+    grid_point<d> const first = first_place(group);
+    grid_box<d> const met = inside(group);
+    return {blocks_.canvas, each_axis([&](std::size_t a) { return first[a] + met[a].first; }),
+            all_axes<d>(1), each_axis([&](std::size_t a) { return met[a].size(); })};
+  }
+
+  halo_blocks<d> blocks_;
+  index_t panel_rows_;
+};
+
+/// The products of all queries of a call, and their gradients: for each block a table of them, with a row for each
+/// coordinate of the window, axis after axis, and a column for each query of the block.
 template <class T, std::size_t d>
 class halo_scores {
  public:
@@ -20,13 +85,13 @@ class halo_scores {
   template <class R>
   using tables = std::array<tensor_view<R, 2>, d>;
 
-  /// What the engine adds to the scores.
-  struct modifier {
+  /// What the engine adds to the scores in the slots of the groups.
+  struct group_modifier {
     halo_scores const* scores;
 
     struct bound {
       halo_scores const* scores;
-      index_t first_row;
+      index_t table, group;
 
       template <class Batch>
       static Batch apply(Batch score, Batch number) {
@@ -34,141 +99,170 @@ class halo_scores {
       }
       template <class C>
       void fill(pair_tile<C> const& tile) const {
-        scores->fill(first_row, tile);
+        scores->fill_group(table, group, tile);
       }
     };
-    bound bind(place const& where) const { return {scores, scores->row(where.batch, where.head)}; }
+    bound bind(place const& where) const {
+      return {scores, scores->table(where.batch, where.head, where.group), where.group};
+    }
+  };
+  /// The same in the slots of halo_order.
+  struct order_modifier {
+    halo_scores const* scores;
+
+    struct bound {
+      halo_scores const* scores;
+      index_t table;
+
+      template <class Batch>
+      static Batch apply(Batch score, Batch number) {
+        return score + number;
+      }
+      template <class C>
+      void fill(pair_tile<C> const& tile) const {
+        scores->fill_slots(table, tile);
+      }
+    };
+    bound bind(place const& where) const {
+      return {scores, scores->table(where.batch, where.head, 0)};
+    }
   };
 
-  halo_scores(arena& memory, halo_order<d> const& order, index_t batches, index_t heads,
-              index_t dim, index_t workers, bool gradients)
-      : order_(order),
-        batches_(batches),
-        heads_(heads),
+  /// With an order, also for gradients.
+  halo_scores(arena& memory, halo_blocks<d> const& blocks, halo_order<d> const* order,
+              call_shape const& shape, index_t dim, index_t workers)
+      : groups_(blocks, lanes, attend::panel_lanes<T>),
+        order_(order),
+        any_groups_(groups_),
+        shape_(shape),
         dim_(dim),
         padded_dim_(simd::round_up(dim, lanes)),
-        slots_(order.rows(0)) {
-    grid_point<d> const window = order.parameters().window();
+        window_(blocks.window()),
+        block_rows_(groups_.rows(0)),
+        columns_(simd::round_up(block_rows_, lanes)) {
     for (std::size_t a = 0; a < d; ++a) {
-      first_[a] = row_size_;
+      first_[a] = rows_;
       first_vector_[a] = vectors_;
-      row_size_ += simd::round_up(window[a], lanes);
-      vectors_ += 2 * window[a] - 1;
-      columns_[a] = memory.take<T>(dim * column_size(a));
+      rows_ += simd::round_up(window_[a], lanes);
+      vectors_ += 2 * window_[a] - 1;
+      turned_[a] = memory.take<T>(dim * turned_size(a));
     }
-    windows_ = memory.take<slot_window>(slots_);
-    queries_ = memory.take<T>(workers * rows_per_piece * padded_dim_);
-    products_ = memory.take<T>(batches * heads * slots_ * row_size_);
-    if (!gradients) return;
+    index_t const count = shape.batches * shape.heads * groups_.groups();
+    queries_ = memory.take<T>(workers * block_rows_ * padded_dim_);
+    products_in_rows_ = memory.take<T>(workers * block_rows_ * rows_);
+    products_ = memory.take<T>(count * rows_ * columns_);
+    tokens_ = memory.take<index_t>(shape.rows);
+    shifts_ = memory.take<grid_point<d>>(block_rows_);
+    if (order == nullptr) return;
+    slots_ = memory.take<slot>(order->rows(0));
     vectors_in_rows_ = memory.take<T>(vectors_ * padded_dim_);
     vector_sums_ = memory.take<T>(workers * vectors_ * padded_dim_);
     dqueries_ = memory.take<T>(workers * padded_dim_);
     dvectors_ = memory.take<double>(shares * vectors_ * dim);
-    dproducts_ = memory.take<T>(batches * heads * slots_ * row_size_);
+    dproducts_ = memory.take<T>(count * rows_ * columns_);
   }
-  // The engine looks at the order from afar.
+  // It is looked at from afar.
   halo_scores(halo_scores const&) = delete;
   halo_scores& operator=(halo_scores const&) = delete;
 
-  modifier added_to_scores() const { return {this}; }
+  halo_groups<d> const& groups() const { return groups_; }
+  group_modifier added_in_groups() const { return {this}; }
+  order_modifier added_in_order() const { return {this}; }
 
   /// Computes the products of queries and `factor` times the tables' vectors.
   template <class R, class Executor>
   void multiply(source<T> const& query, tables<R> const& vectors, T factor,
                 Executor const& run_on) {
-    place_windows();
-    for (std::size_t a = 0; a < d; ++a)
-      for (index_t c = 0; c < dim_; ++c)
-        for (index_t e = 0; e < column_size(a); ++e)
-          columns_[a][c * column_size(a) + e] =
-              e < vectors[a].extent(0) ? factor * convert_element<T>(vectors[a](e, c)) : T(0);
-    if (vectors_in_rows_ != nullptr)
-      for (std::size_t a = 0; a < d; ++a)
-        for (index_t e = 0; e < vectors[a].extent(0); ++e)
-          for (index_t c = 0; c < padded_dim_; ++c)
-            vectors_in_rows_[(first_vector_[a] + e) * padded_dim_ + c] =
-                c < dim_ ? factor * convert_element<T>(vectors[a](e, c)) : T(0);
-    parallel_for(run_on, pieces(), [&](index_t number, index_t worker) {
-      piece const at = piece_at(number);
+    place_queries();
+    load_vectors(vectors, factor);
+    parallel_for(run_on, pieces(), [&](index_t n, index_t worker) {
+      piece const at = piece_at(n);
       T const* const rows = load_queries(query, at, worker);
-      for (index_t slot = at.slots.first; slot < at.slots.last; ++slot)
+      T* const in_rows = products_in_rows_ + worker * block_rows_ * rows_;
+      for (index_t r = 0; r < block_rows_; ++r)
         for (std::size_t a = 0; a < d; ++a)
-          multiply_row(rows + (slot - at.slots.first) * padded_dim_,
-                       columns_[a] + windows_[slot].vector[a], column_size(a),
-                       simd::round_up(window(a), lanes),
-                       products_ + (row(at.batch, at.head) + slot) * row_size_ + first_[a]);
+          multiply_row(rows + r * padded_dim_, turned_[a] + shifts_[r][a], turned_size(a),
+                       simd::round_up(window_[a], lanes), in_rows + r * rows_ + first_[a]);
+      T* const to = products_ + n * rows_ * columns_;
+      if (columns_ > block_rows_) std::fill_n(to, rows_ * columns_, T(0));
+      simd::transpose<xsimd::default_arch>(block_rows_, rows_, in_rows, rows_, to, columns_);
     });
   }
 
-  /// Calls f(batch, head, token, row of products) for the queries of which the window leaves the canvas.
+  /// Calls f(batch, head, token, log sum exp(score) over the places beyond the canvas) for queries that have some.
   template <class Executor, class F>
-  void each_row_with_phantoms(Executor const& run_on, F f) const {
-    parallel_for(run_on, pieces(), [&](index_t number, index_t) {
-      piece const at = piece_at(number);
-      for (index_t slot = at.slots.first; slot < at.slots.last; ++slot)
-        if (index_t const token = order_.query_run(0, slot).first;
-            token >= 0 && windows_[slot].leaves)
-          f(at.batch, at.head, token, row(at.batch, at.head) + slot);
+  void each_phantom_lse(Executor const& run_on, F f) const {
+    parallel_for(run_on, pieces(), [&](index_t n, index_t) {
+      piece const at = piece_at(n);
+      grid_box<d> const inside = groups_.inside(at.group);
+      if (!leaves(inside)) return;
+      for (index_t r = 0; r < block_rows_; r += lanes) {
+        alignas(64) T lse[lanes];
+        outside(masses_of(n, inside, r), d).store_aligned(lse);
+        for (index_t lane = 0; lane < std::min(lanes, block_rows_ - r); ++lane)
+          f(at.batch, at.head, token(at, r + lane), lse[lane]);
+      }
     });
   }
 
-  /// log sum exp(score) over the places of a row's window that are beyond the canvas.
-  T phantom_lse(index_t row) const { return outside(masses_of(row), d); }
-
-  /// Adds the gradients of the scores of these places, weight times `slope` each, where `lse` is that of the row.
-  void add_phantom_gradients(index_t row, T lse, T slope) {
-    masses const all = masses_of(row);
-    for (std::size_t a = 0; a < d; ++a) {
-      T const* const product = products_ + row * row_size_ + first_[a];
-      T* const to = dproducts_ + row * row_size_ + first_[a];
-      interval const inside = windows_[row % slots_].inside[a];
-      // The other axes may be anywhere if this one is outside.
-      T anywhere = T(0);
-      for (std::size_t b = 0; b < d; ++b)
-        if (b != a) anywhere += log_sum(all[b].inside, all[b].outside);
-      T const others = outside(all, a);
-      for (index_t u = 0; u < window(a); ++u) {
-        bool const is_inside = inside.first <= u && u < inside.last;
-        to[u] += slope * std::exp(product[u] + (is_inside ? others : anywhere) - lse);
+  /// Adds the gradients of the scores of these places, weight times slope each, where f(batch, head, token) returns the
+  /// lse and the slope of a query.
+  template <class Executor, class F>
+  void add_phantom_gradients(Executor const& run_on, F f) {
+    parallel_for(run_on, pieces(), [&](index_t n, index_t) {
+      piece const at = piece_at(n);
+      grid_box<d> const inside = groups_.inside(at.group);
+      if (!leaves(inside)) return;
+      for (index_t r = 0; r < block_rows_; r += lanes) {
+        alignas(64) T lses[lanes] = {}, slopes[lanes] = {};
+        for (index_t lane = 0; lane < std::min(lanes, block_rows_ - r); ++lane)
+          std::tie(lses[lane], slopes[lane]) = f(at.batch, at.head, token(at, r + lane));
+        batch const lse = batch::load_aligned(lses), slope = batch::load_aligned(slopes);
+        masses const all = masses_of(n, inside, r);
+        for (std::size_t a = 0; a < d; ++a) {
+          // The other axes may be anywhere if this one is outside.
+          batch anywhere = -lse;
+          for (std::size_t b = 0; b < d; ++b)
+            if (b != a) anywhere += log_sum(all[b].inside, all[b].outside);
+          batch const others = outside(all, a) - lse;
+          for (index_t u = 0; u < window_[a]; ++u) {
+            index_t const place = (n * rows_ + first_[a] + u) * columns_ + r;
+            bool const is_inside = inside[a].first <= u && u < inside[a].last;
+            batch const weight = xsimd::exp(batch::load_aligned(products_ + place) +
+                                            (is_inside ? others : anywhere));
+            xsimd::fma(slope, weight, batch::load_aligned(dproducts_ + place))
+                .store_aligned(dproducts_ + place);
+          }
+        }
       }
-    }
+    });
   }
 
-  /// Sums the gradients of the products over the pairs on the canvas.
-  template <class... Sentence, class Executor>
+  /// Sums the gradients of the products over the pairs on the canvas. `p` and `whole` are of a call in groups.
+  template <class Sentence, class Executor>
   void sum_gradients(attend::problem<T> const& p, attend::saved_result<T> const& saved,
-                     attend::sentence<Sentence...> const& whole, Executor const& run_on,
-                     workspace& memory) {
+                     Sentence const& whole, Executor const& run_on, workspace& memory) {
     using arch = xsimd::default_arch;
-    using cut = attend::panelling<T, arch>;
-    index_t const panels = cut::count(p.sequence.at(0, 0));
+    index_t const panels = attend::panelling<T, arch>::most(p.sequence);
+    std::fill_n(dproducts_, pieces() * rows_ * columns_, T(0));
     attend::for_each_swept<true, arch>(
-        p, saved, whole, run_on, memory, batches_ * heads_ * panels, 0, 0,
-        [&](index_t number, auto& sweep, T*, double*) {
-          place const where = p.sequence.at(number / panels / heads_, number / panels % heads_);
-          auto const bound = whole.at(where);
-          interval const slots = cut::at(where, p.position, number % panels).rows;
-          index_t const first_row = row(where.batch, where.head);
-          std::fill_n(dproducts_ + (first_row + slots.first) * row_size_, slots.size() * row_size_,
-                      T(0));
-          for (interval run{0, 0};;) {
-            run = bound.pattern.next_keys(slots, run.last, where.keys);
-            if (run.empty()) break;
-            sweep.run(where, bound, number % panels, run,
-                      [&](auto const& tile, index_t k, auto&, auto&, auto& dscore) {
-                        constexpr int registers =
-                            std::extent_v<std::remove_reference_t<decltype(dscore)>>;
-                        alignas(64) T gradient[registers * lanes];
-                        for (int r = 0; r < registers; ++r)
-                          dscore[r].store_aligned(gradient + r * lanes);
-                        add_gradients(first_row, slots, tile.first_key() + k, gradient);
-                      });
-          }
+        p, saved, whole, run_on, memory, p.sequence.count * p.heads * panels, 0, 0,
+        [&](index_t n, auto& sweep, T*, double*) {
+          place const where = p.sequence.at(n / panels / p.heads, n / panels % p.heads);
+          T* const to = dproducts_ + table(where.batch, where.head, where.group) * rows_ * columns_;
+          grid_box<d> const inside = groups_.inside(where.group);
+          sweep.run(
+              where, whole.at(where), n % panels, {0, where.keys},
+              [&](auto const& tile, index_t k, auto&, auto&, auto& dscore) {
+                constexpr int registers = std::extent_v<std::remove_reference_t<decltype(dscore)>>;
+                alignas(64) T gradient[registers * lanes];
+                for (int r = 0; r < registers; ++r) dscore[r].store_aligned(gradient + r * lanes);
+                add_gradients(to, inside, sweep.queries().rows, tile.first_key() + k, gradient);
+              });
         });
   }
 
-  /// Adds to the gradient of queries, and writes that of the tables. Returns the sum over all vectors of vector times
-  /// gradient.
+  /// Adds to the gradient of queries, and writes that of the tables.
   template <element DQ, class DR, class Executor>
   void finish(source<T> const& query, T factor, tensor_view<DQ, 4> dquery, tables<DR> const& to,
               Executor const& run_on) {
@@ -178,19 +272,17 @@ class halo_scores {
       std::fill_n(sums, vectors_ * dim_, 0.0);
       T* const few = vector_sums_ + worker * vectors_ * padded_dim_;
       for (index_t n = share * pieces() / shares; n < (share + 1) * pieces() / shares; ++n) {
-        piece const at = piece_at(n);
-        T const* const rows = load_queries(query, at, worker);
+        T const* const rows = load_queries(query, piece_at(n), worker);
         std::fill_n(few, vectors_ * padded_dim_, T(0));
-        for (index_t slot = at.slots.first; slot < at.slots.last; ++slot)
-          finish_row(at, slot, rows + (slot - at.slots.first) * padded_dim_,
-                     dqueries_ + worker * padded_dim_, few, dquery);
+        for (index_t r = 0; r < block_rows_; ++r)
+          finish_row(n, r, rows + r * padded_dim_, dqueries_ + worker * padded_dim_, few, dquery);
         for (index_t e = 0; e < vectors_; ++e)
           for (index_t c = 0; c < dim_; ++c)
             sums[e * dim_ + c] += static_cast<double>(few[e * padded_dim_ + c]);
       }
     });
-    for (index_t n = 0; n < vectors_ * dim_; ++n)
-      for (index_t share = 1; share < shares; ++share)
+    for (index_t share = 1; share < shares; ++share)
+      for (index_t n = 0; n < vectors_ * dim_; ++n)
         dvectors_[n] += dvectors_[share * vectors_ * dim_ + n];
     for (std::size_t a = 0; a < d; ++a)
       for (index_t e = 0; e < to[a].extent(0); ++e)
@@ -212,63 +304,95 @@ class halo_scores {
   }
 
  private:
-  static constexpr index_t rows_per_piece = 64, shares = 32;
+  static constexpr index_t shares = 32;
 
-  /// The window of a slot's query: where it begins on the canvas, the table's vector of its first place, and which of
-  /// its coordinates are on the canvas.
-  struct slot_window {
-    grid_point<d> first, vector;
-    grid_box<d> inside;
-    bool leaves;
-  };
+  /// A block of queries of one head; their tables are in this order.
   struct piece {
-    index_t batch, head;
-    interval slots;
+    index_t batch, head, group;
   };
-  /// log sum exp of the products of one axis, of coordinates on the canvas and beyond it.
+  /// A slot of the order: the first product of its query in the tables of a head, and where its window begins.
+  struct slot {
+    index_t first_product;
+    grid_point<d> first_place;
+  };
+  /// log sum exp of the products of one axis, over coordinates on the canvas and beyond it, for some queries.
   struct mass {
-    T inside, outside;
+    batch inside, outside;
   };
   using masses = std::array<mass, d>;
 
   static constexpr T nothing = -std::numeric_limits<T>::infinity();
 
-  index_t window(std::size_t a) const { return order_.parameters().window()[a]; }
-  /// Registers that begin at any vector end in the column.
-  index_t column_size(std::size_t a) const { return 2 * window(a) - 1 + lanes; }
-  index_t row(index_t b, index_t h) const { return (b * heads_ + h) * slots_; }
-
-  index_t pieces_of_head() const { return (slots_ + rows_per_piece - 1) / rows_per_piece; }
-  index_t pieces() const { return batches_ * heads_ * pieces_of_head(); }
-  piece piece_at(index_t number) const {
-    index_t const of_head = pieces_of_head(), first = number % of_head * rows_per_piece;
-    return {number / of_head / heads_,
-            number / of_head % heads_,
-            {first, std::min(first + rows_per_piece, slots_)}};
+  /// Registers that begin at any vector end in the row.
+  index_t turned_size(std::size_t a) const { return 2 * window_[a] - 1 + lanes; }
+  index_t table(index_t b, index_t h, index_t group) const {
+    return (b * shape_.heads + h) * groups_.groups() + group;
+  }
+  index_t pieces() const { return shape_.batches * shape_.heads * groups_.groups(); }
+  piece piece_at(index_t n) const {
+    index_t const groups = groups_.groups();
+    return {n / groups / shape_.heads, n / groups % shape_.heads, n % groups};
+  }
+  index_t token(piece const& at, index_t row) const {
+    return tokens_[at.group * block_rows_ + row];
+  }
+  bool leaves(grid_box<d> const& inside) const {
+    for (std::size_t a = 0; a < d; ++a)
+      if (inside[a].size() < window_[a]) return true;
+    return false;
   }
 
-  void place_windows() {
-    halo_blocks<d> const& blocks = order_.parameters();
-    for (index_t slot = 0; slot < slots_; ++slot) {
-      slot_window& here = windows_[slot];
-      grid_point<d> const query = order_.query_place(0, slot);
-      here.leaves = false;
+  void place_queries() {
+    halo_blocks<d> const& blocks = groups_.parameters();
+    grid_point<d> const size = groups_.queries_of_block();
+    for (index_t r = 0; r < block_rows_; ++r) {
+      grid_point<d> const at = grid_place(size, r);
+      for (std::size_t a = 0; a < d; ++a) shifts_[r][a] = window_[a] - 1 - at[a];
+    }
+    for (index_t g = 0; g < groups_.groups(); ++g)
+      place{.rows = block_rows_, .order = &any_groups_, .group = g}.each_row_run(
+          {0, block_rows_}, [&](index_t before, token_run run) {
+            for (index_t i = 0; i < run.size; ++i)
+              tokens_[g * block_rows_ + before + i] = run.first + i * run.step;
+          });
+    if (order_ == nullptr) return;
+    for (index_t n = 0; n < order_->rows(0); ++n) {
+      grid_point<d> const query = order_->query_place(0, n);
+      grid_point<d> block, row;
       for (std::size_t a = 0; a < d; ++a) {
-        interval const all = blocks.axis(a).full_window_of(query[a]);
-        here.first[a] = all.first;
-        here.vector[a] = blocks.relative(a, query[a], all.first);
-        here.inside[a] = intersect({-all.first, blocks.canvas[a] - all.first}, {0, all.size()});
-        here.leaves |= here.inside[a].size() < all.size();
+        block[a] = query[a] / size[a];
+        row[a] = query[a] - block[a] * size[a];
+        slots_[n].first_place[a] = blocks.axis(a).full_window_of(query[a]).first;
       }
+      slots_[n].first_product =
+          grid_index(groups_.counts(), block) * rows_ * columns_ + grid_index(size, row);
+    }
+  }
+
+  template <class R>
+  void load_vectors(tables<R> const& vectors, T factor) {
+    for (std::size_t a = 0; a < d; ++a) {
+      index_t const size = turned_size(a), count = vectors[a].extent(0);
+      for (index_t c = 0; c < dim_; ++c)
+        for (index_t e = 0; e < size; ++e)
+          turned_[a][c * size + e] =
+              e < count ? factor * convert_element<T>(vectors[a](e, c)) : T(0);
+      for (index_t e = 0; e < count && order_ != nullptr; ++e)
+        for (index_t c = 0; c < padded_dim_; ++c)
+          vectors_in_rows_[(first_vector_[a] + e) * padded_dim_ + c] =
+              c < dim_ ? factor * convert_element<T>(vectors[a](e, c)) : T(0);
     }
   }
 
   T const* load_queries(source<T> const& query, piece const& at, index_t worker) const {
-    T* const rows = queries_ + worker * rows_per_piece * padded_dim_;
-    if (padded_dim_ > dim_) std::fill_n(rows, rows_per_piece * padded_dim_, T(0));
-    any_arrangement const order(order_);
-    place const where{.batch = at.batch, .head = at.head, .rows = slots_, .order = &order};
-    attend::copy_query_rows(query, where, at.slots, rows, padded_dim_);
+    T* const rows = queries_ + worker * block_rows_ * padded_dim_;
+    if (padded_dim_ > dim_) std::fill_n(rows, block_rows_ * padded_dim_, T(0));
+    place const where{.batch = at.batch,
+                      .head = at.head,
+                      .rows = block_rows_,
+                      .order = &any_groups_,
+                      .group = at.group};
+    attend::copy_query_rows(query, where, {0, block_rows_}, rows, padded_dim_);
     return rows;
   }
 
@@ -284,62 +408,93 @@ class halo_scores {
       }
       if (c < dim_)
         even = xsimd::fma(batch(query[c]), batch::load_unaligned(columns + c * stride + u), even);
-      (even + odd).store_aligned(to + u);
+      (even + odd).store_unaligned(to + u);
     }
   }
 
   template <class C>
-  void fill(index_t first_row, pair_tile<C> const& tile) const {
-    grid_point<d> const canvas = order_.parameters().canvas, size = order_.parameters().window();
-    C* line_data = tile.data;
+  void fill_group(index_t table, index_t group, pair_tile<C> const& tile) const {
+    T const* const products = products_ + table * rows_ * columns_ + tile.rows.first;
+    grid_box<d> const inside = groups_.inside(group);
+    index_t const count = tile.rows.size();
+    alignas(64) T outer[simd::tile_shape<T, xsimd::default_arch>::max_lanes];
+    C* to = tile.data;
     for (index_t key = tile.keys.first; key < tile.keys.last;) {
-      grid_point<d> const at = grid_place(canvas, key);
-      index_t const count = std::min(canvas[d - 1] - at[d - 1], tile.keys.last - key);
-      C* to = line_data;
-      for (index_t slot = tile.rows.first; slot < tile.rows.last; ++slot, to += tile.row_stride) {
-        slot_window const& here = windows_[slot];
-        T const* const product = products_ + (first_row + slot) * row_size_;
-        T outer = T(0);
-        for (std::size_t a = 0; a + 1 < d; ++a)
-          outer += product[first_[a] + std::clamp(at[a] - here.first[a], index_t{0}, size[a] - 1)];
-        // What is not in the window is hidden by the pattern.
-        index_t const u = at[d - 1] - here.first[d - 1];
-        interval const met = intersect({-u, size[d - 1] - u}, {0, count});
-        for (index_t k = 0; k < count; ++k)
-          to[k * tile.key_stride] = static_cast<C>(
-              met.first <= k && k < met.last ? outer + product[first_[d - 1] + u + k] : T(0));
-      }
-      key += count;
-      line_data += count * tile.key_stride;
+      grid_point<d> const at = place_in_window(inside, key);
+      index_t const last = std::min(key + inside[d - 1].last - at[d - 1], tile.keys.last);
+      std::fill_n(outer, count, T(0));
+      for (std::size_t a = 0; a + 1 < d; ++a)
+        for (index_t r = 0; r < count; ++r)
+          outer[r] += products[(first_[a] + at[a]) * columns_ + r];
+      T const* inner = products + (first_[d - 1] + at[d - 1]) * columns_;
+      for (; key < last; ++key, inner += columns_, to += tile.key_stride)
+        if (tile.row_stride == 1)
+          for (index_t r = 0; r < count; ++r) to[r] = static_cast<C>(outer[r] + inner[r]);
+        else
+          for (index_t r = 0; r < count; ++r)
+            to[r * tile.row_stride] = static_cast<C>(outer[r] + inner[r]);
     }
   }
 
-  void add_gradients(index_t first_row, interval slots, index_t key, T const* gradient) const {
-    grid_point<d> const at = grid_place(order_.parameters().canvas, key),
-                        size = order_.parameters().window();
-    for (index_t slot = slots.first; slot < slots.last; ++slot) {
-      T* const to = dproducts_ + (first_row + slot) * row_size_;
-      for (std::size_t a = 0; a < d; ++a)  // 0 goes anywhere
-        to[first_[a] + std::clamp(at[a] - windows_[slot].first[a], index_t{0}, size[a] - 1)] +=
-            gradient[slot - slots.first];
+  template <class C>
+  void fill_slots(index_t table, pair_tile<C> const& tile) const {
+    grid_point<d> const canvas = groups_.parameters().canvas;
+    C* line = tile.data;
+    for (index_t key = tile.keys.first; key < tile.keys.last;) {
+      grid_point<d> const at = grid_place(canvas, key);
+      index_t const count = std::min(canvas[d - 1] - at[d - 1], tile.keys.last - key);
+      C* to = line;
+      for (index_t n = tile.rows.first; n < tile.rows.last; ++n, to += tile.row_stride) {
+        T const* const product = products_ + table * rows_ * columns_ + slots_[n].first_product;
+        T outer = T(0);
+        // What is not in the window is hidden by the pattern.
+        for (std::size_t a = 0; a + 1 < d; ++a)
+          outer += product[(first_[a] + std::clamp(at[a] - slots_[n].first_place[a], index_t{0},
+                                                   window_[a] - 1)) *
+                           columns_];
+        index_t const u = at[d - 1] - slots_[n].first_place[d - 1];
+        interval const met = intersect({-u, window_[d - 1] - u}, {0, count});
+        for (index_t k = 0; k < count; ++k)
+          to[k * tile.key_stride] = static_cast<C>(
+              met.first <= k && k < met.last ? outer + product[(first_[d - 1] + u + k) * columns_]
+                                             : T(0));
+      }
+      key += count;
+      line += count * tile.key_stride;
+    }
+  }
+
+  static grid_point<d> place_in_window(grid_box<d> const& inside, index_t key) {
+    grid_point<d> size;
+    for (std::size_t a = 0; a < d; ++a) size[a] = inside[a].size();
+    grid_point<d> at = grid_place(size, key);
+    for (std::size_t a = 0; a < d; ++a) at[a] += inside[a].first;
+    return at;
+  }
+
+  void add_gradients(T* table, grid_box<d> const& inside, interval rows, index_t key,
+                     T const* gradient) const {
+    grid_point<d> const at = place_in_window(inside, key);
+    for (std::size_t a = 0; a < d; ++a) {
+      T* const to = table + (first_[a] + at[a]) * columns_ + rows.first;
+      for (index_t r = 0; r < rows.size(); ++r) to[r] += gradient[r];
     }
   }
 
   template <element DQ>
-  void finish_row(piece const& at, index_t slot, T const* query, T* dquery_row, T* dvectors,
+  void finish_row(index_t n, index_t row, T const* query, T* dquery_row, T* dvectors,
                   tensor_view<DQ, 4> const& dquery) const {
-    index_t const token = order_.query_run(0, slot).first;
-    if (token < 0) return;
+    piece const at = piece_at(n);
+    index_t const i = token(at, row);
     for (index_t c = 0; c < dim_; ++c)
-      dquery_row[c] = convert_element<T>(dquery(at.batch, token, at.head, c));
+      dquery_row[c] = convert_element<T>(dquery(at.batch, i, at.head, c));
     for (std::size_t a = 0; a < d; ++a) {
-      T const* const dproduct =
-          dproducts_ + (row(at.batch, at.head) + slot) * row_size_ + first_[a];
-      index_t const first = (first_vector_[a] + windows_[slot].vector[a]) * padded_dim_;
-      for (index_t u = 0; u < window(a); ++u) {
+      T const* const dproduct = dproducts_ + (n * rows_ + first_[a]) * columns_ + row;
+      index_t const first = (first_vector_[a] + shifts_[row][a]) * padded_dim_;
+      for (index_t u = 0; u < window_[a]; ++u) {
         T const* const vector = vectors_in_rows_ + first + u * padded_dim_;
         T* const dvector = dvectors + first + u * padded_dim_;
-        batch const g(dproduct[u]);
+        batch const g(dproduct[u * columns_]);
         for (index_t c = 0; c < padded_dim_; c += lanes) {
           xsimd::fma(g, batch::load_aligned(vector + c), batch::load_aligned(dquery_row + c))
               .store_aligned(dquery_row + c);
@@ -349,61 +504,44 @@ class halo_scores {
       }
     }
     for (index_t c = 0; c < dim_; ++c)
-      dquery(at.batch, token, at.head, c) = convert_element<DQ>(dquery_row[c]);
+      dquery(at.batch, i, at.head, c) = convert_element<DQ>(dquery_row[c]);
   }
 
-  static T log_sum(T a, T b) {
-    T const top = std::max(a, b);
-    return top == nothing ? nothing : top + std::log1p(std::exp(std::min(a, b) - top));
+  static batch log_sum(batch const& a, batch const& b) {
+    batch const top = xsimd::max(a, b);
+    return xsimd::select(top == batch(nothing), top,
+                         top + xsimd::log1p(xsimd::exp(xsimd::min(a, b) - top)));
   }
 
-  masses masses_of(index_t row) const {
+  /// Of the queries from number `row` of block `n` on.
+  masses masses_of(index_t n, grid_box<d> const& inside, index_t row) const {
     masses all;
     for (std::size_t a = 0; a < d; ++a) {
-      T const* const product = products_ + row * row_size_ + first_[a];
-      interval const inside = windows_[row % slots_].inside[a];
-      all[a] = {log_sum_exp(product, inside, window(a), true),
-                log_sum_exp(product, inside, window(a), false)};
+      T const* const products = products_ + (n * rows_ + first_[a]) * columns_ + row;
+      all[a] = {log_sum_exp(products, {inside[a], interval{}}),
+                log_sum_exp(products,
+                            {interval{0, inside[a].first}, interval{inside[a].last, window_[a]}})};
     }
     return all;
   }
-
-  /// log sum exp(numbers[u]) over the coordinates u below `count` that are in an interval, or are not.
-  static T log_sum_exp(T const* numbers, interval within, index_t count, bool in) {
-    alignas(64) T steps[lanes];
-    for (index_t u = 0; u < lanes; ++u) steps[u] = static_cast<T>(u);
-    batch const step = batch::load_aligned(steps);
-    auto const at = [&](index_t u) {
-      batch const place = step + batch(static_cast<T>(u));
-      auto const inside = place >= batch(static_cast<T>(within.first)) &&
-                          place < batch(static_cast<T>(within.last));
-      auto const wanted = (in ? inside : !inside) && place < batch(static_cast<T>(count));
-      return xsimd::select(wanted, batch::load_aligned(numbers + u), batch(nothing));
-    };
-    batch top(nothing);
-    for (index_t u = 0; u < count; u += lanes) top = xsimd::max(top, at(u));
-    T const largest = reduce(top, [](T a, T b) { return std::max(a, b); });
-    if (largest == nothing) return nothing;
-    batch sum(T(0));
-    for (index_t u = 0; u < count; u += lanes) sum += xsimd::exp(at(u) - batch(largest));
-    return largest + std::log(reduce(sum, [](T a, T b) { return a + b; }));
-  }
-  template <class F>
-  static T reduce(batch const& all, F f) {
-    alignas(64) T each[lanes];
-    all.store_aligned(each);
-    T result = each[0];
-    for (index_t lane = 1; lane < lanes; ++lane) result = f(result, each[lane]);
-    return result;
+  batch log_sum_exp(T const* products, std::array<interval, 2> const& coordinates) const {
+    batch top(nothing), sum(T(0));
+    for (interval part : coordinates)
+      for (index_t u = part.first; u < part.last; ++u)
+        top = xsimd::max(top, batch::load_aligned(products + u * columns_));
+    for (interval part : coordinates)
+      for (index_t u = part.first; u < part.last; ++u)
+        sum += xsimd::exp(batch::load_aligned(products + u * columns_) - top);
+    return xsimd::select(top == batch(nothing), top, top + xsimd::log(sum));
   }
 
   /// log sum exp over the places beyond the canvas of all axes but one: those of which the first axis that is outside
   /// is the first, the second, ...
-  static T outside(masses const& all, std::size_t but) {
-    T sum = nothing, before = T(0);
+  static batch outside(masses const& all, std::size_t but) {
+    batch sum(nothing), before(T(0));
     for (std::size_t a = 0; a < d; ++a) {
       if (a == but) continue;
-      T here = before + all[a].outside;
+      batch here = before + all[a].outside;
       for (std::size_t b = a + 1; b < d; ++b)
         if (b != but) here += log_sum(all[b].inside, all[b].outside);
       sum = log_sum(sum, here);
@@ -412,14 +550,22 @@ class halo_scores {
     return sum;
   }
 
-  halo_order<d> const& order_;
-  index_t batches_, heads_, dim_, padded_dim_, slots_;
-  index_t row_size_ = 0, vectors_ = 0;
+  halo_groups<d> groups_;
+  halo_order<d> const* order_;
+  any_arrangement any_groups_;
+  call_shape shape_;
+  index_t dim_, padded_dim_;
+  grid_point<d> window_;
+  index_t block_rows_, columns_;  // queries of a block, and as whole registers
+  index_t rows_ = 0, vectors_ = 0;
   grid_point<d> first_{}, first_vector_{};
-  std::array<T*, d> columns_{};  // of each axis [dim][vector]
-  slot_window* windows_;
+  std::array<T*, d> turned_{};  // [dim][vector] of each axis
   T* queries_;
+  T* products_in_rows_;
   T* products_;
+  index_t* tokens_;        // [group][row]
+  grid_point<d>* shifts_;  // [row], the vector of the window's first coordinate
+  slot* slots_ = nullptr;
   T* vectors_in_rows_ = nullptr;
   T* vector_sums_ = nullptr;
   T* dqueries_ = nullptr;
