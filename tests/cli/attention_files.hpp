@@ -23,7 +23,9 @@ class attention_files {
   /// Whether a pair meets, p being row + keys - rows, or the row with `stands_at_row`.
   std::function<bool(index_t batch, index_t head, index_t p, index_t key)> keep;
   bool stands_at_row = false;
-  bool decodes = true;
+  /// If it may have a table of relative positions: its size, and the entry of a pair that meets.
+  index_t entries = 0;
+  std::function<index_t(index_t row, index_t key)> entry;
 
   /// Adds arguments.
   void set(std::string const& name, index_t number) {
@@ -74,8 +76,8 @@ class attention_files {
     return all;
   }
 
-  /// Draws operands of the shape.
-  void draw_operands() {
+  /// Draws operands of the shape, and perhaps a scale.
+  void draw_operands(bool scaled = true) {
     dim = draw.between(1, 12);
     index_t const value_dim = draw.between(1, 12);
     q = normal<4>(draw, {batches, rows, heads, dim});
@@ -89,14 +91,15 @@ class attention_files {
     definition.align =
         stands_at_row ? reference::alignment::top_left : reference::alignment::bottom_right;
     definition.keep_in_head = keep;
-    if (draw.one_in(3)) {
+    if (scaled && draw.one_in(3)) {
       definition.scale = draw.uniform(-1, 1);
       set("scale", *definition.scale);
     }
     if (draw.one_in(3)) set("threads", index_t{2});
   }
 
-  double tolerance() const { return single ? 1e-4 : 1e-11; }
+  double tolerance() const { return single ? std::max(1e-4, accuracy) : accuracy; }
+  double accuracy = 1e-11;  ///< of a definition, where it is a difference of others
 
   /// Runs the call, and says which of its outputs are not as expected.
   template <class... Expected>

@@ -27,6 +27,22 @@ std::vector<index_t> draw_canvas(attention_files& c, std::size_t axes, index_t m
   return canvas;
 }
 
+/// A table of relative positions: row-major over the axes, steps of `apart`, the difference 0 in the middle.
+void with_table(attention_files& c, std::vector<index_t> canvas, std::vector<index_t> window,
+                std::vector<index_t> apart, bool key_first = false) {
+  c.entries = 1;
+  for (index_t each : window) c.entries *= 2 * each - 1;
+  c.entry = [=](index_t q, index_t k) {
+    auto const x = reference::coordinates_of(q, canvas), y = reference::coordinates_of(k, canvas);
+    index_t entry = 0;
+    for (std::size_t a = 0; a < canvas.size(); ++a) {
+      index_t const steps = (x[a] - y[a]) / apart[a];
+      entry = entry * (2 * window[a] - 1) + (key_first ? -steps : steps) + window[a] - 1;
+    }
+    return entry;
+  };
+}
+
 std::vector<pattern_test> const tests{
     {"local_monotone",
      [](attention_files& c) {
@@ -57,6 +73,7 @@ std::vector<pattern_test> const tests{
        c.set("stride", stride);
        c.set("dilation", dilation);
        c.set("causal", causal);
+       with_table(c, canvas, window, dilation, true);
        c.keep = on_pairs(
            [=](index_t q, index_t k) { return reference::neighborhood_keeps(axes, q, k); });
      }},
@@ -70,6 +87,7 @@ std::vector<pattern_test> const tests{
        c.set("dilation", dilation);
        std::vector<reference::axis> const axes{{canvas[0], window, 1, dilation, false},
                                                {canvas[1], window, 1, dilation, false}};
+       with_table(c, canvas, {window, window}, {dilation, dilation}, true);
        c.keep = on_pairs(
            [=](index_t q, index_t k) { return reference::neighborhood_keeps(axes, q, k); });
      }},
@@ -100,6 +118,7 @@ std::vector<pattern_test> const tests{
        c.set("canvas", canvas);
        c.set("window", window);
        c.set("shift", shift);
+       with_table(c, canvas, window, std::vector<index_t>(canvas.size(), 1));
        c.keep = on_axes(canvas, [=](std::size_t a, index_t y, index_t z) {
          return reference::window_number(y, window[a], shift[a]) ==
                 reference::window_number(z, window[a], shift[a]);
@@ -113,6 +132,7 @@ std::vector<pattern_test> const tests{
        c.set("canvas", canvas);
        c.set("window", window);
        c.set("shifted", std::string(shifted ? "true" : "false"));
+       with_table(c, canvas, {window, window}, {1, 1});
        c.keep = on_axes(canvas, [=](std::size_t a, index_t y, index_t z) {
          index_t const shift = shifted && canvas[a] > window ? window / 2 : 0;
          return reference::window_number(y, window, shift) ==
@@ -127,6 +147,7 @@ std::vector<pattern_test> const tests{
        c.rows = c.keys = canvas[0] * canvas[1];
        c.set("canvas", canvas);
        c.set("cells", cells);
+       with_table(c, canvas, cells, apart);
        c.keep = on_axes(canvas, [=](std::size_t a, index_t y, index_t z) {
          return y % apart[a] == z % apart[a];
        });
@@ -142,6 +163,7 @@ std::vector<pattern_test> const tests{
        c.set("canvas", canvas);
        c.set("size", size);
        c.set("layer", std::string(grid ? "grid" : "block"));
+       with_table(c, canvas, {size, size}, grid ? apart : std::vector<index_t>{1, 1});
        c.keep = on_axes(canvas, [=](std::size_t a, index_t y, index_t z) {
          return grid ? y % apart[a] == z % apart[a] : y / size == z / size;
        });

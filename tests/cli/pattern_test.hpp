@@ -98,6 +98,15 @@ inline std::map<std::string, std::string> listed_verbs(sandbox const& box) {
   return verbs;
 }
 
+/// Calls f(head, row, key, row of the table, entry) for the pairs that meet.
+template <class F>
+void each_entry(attention_files const& c, reference::tensor<double, 2> const& table, F f) {
+  for (index_t h = 0; h < c.heads; ++h)
+    for (index_t i = 0; i < c.rows; ++i)
+      for (index_t j = 0; j < c.keys; ++j)
+        if (c.keep(0, h, i, j)) f(h, i, j, table.extent(0) == 1 ? 0 : h, c.entry(i, j));
+}
+
 inline std::string check(sandbox const& box, pattern_test const& test, support::seed_t seed,
                          std::string const& verbs) {
   attention_files c(box, seed, test.name);
@@ -114,6 +123,16 @@ inline std::string check(sandbox const& box, pattern_test const& test, support::
     c.save("bias", bias);
     c.definition.modifiers.push_back(reference::bias{bias});
   }
+  reference::tensor<double, 2> table;
+  if (!biased && c.entries > 0) {
+    table = normal<2>(c.draw, {c.draw.one_in(2) ? 1 : c.heads, c.entries});
+    c.save("table", table);
+    reference::bias numbers{reference::tensor<double, 4>({1, c.heads, c.rows, c.keys})};
+    each_entry(c, table, [&](index_t h, index_t i, index_t j, index_t row, index_t entry) {
+      numbers.values(0, h, i, j) = table(row, entry);
+    });
+    c.definition.modifiers.push_back(numbers);
+  }
   auto const golden = reference::attention(c.q, c.k, c.v, c.definition);
   std::string complaint = c.complaint("", expected{"o", golden.out}, expected{"lse", golden.lse});
   if (verbs.find("decode") != verbs.npos)
@@ -128,7 +147,14 @@ inline std::string check(sandbox const& box, pattern_test const& test, support::
   if (biased)
     complaint += c.complaint("", expected{"dq", slopes.query}, expected{"dk", slopes.key},
                              expected{"dv", slopes.value}, expected{"dbias", slopes.modifiers[0]});
-  else
+  else if (!table.values.empty()) {
+    reference::tensor<double, 2> dtable(table.extents);
+    each_entry(c, table, [&](index_t h, index_t i, index_t j, index_t row, index_t entry) {
+      dtable(row, entry) += slopes.modifiers[0](0, h, i, j);
+    });
+    complaint += c.complaint("", expected{"dq", slopes.query}, expected{"dk", slopes.key},
+                             expected{"dv", slopes.value}, expected{"dtable", dtable});
+  } else
     complaint += c.complaint("", expected{"dq", slopes.query}, expected{"dk", slopes.key},
                              expected{"dv", slopes.value});
   return complaint;

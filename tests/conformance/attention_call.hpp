@@ -3,6 +3,7 @@
 
 #include "registry.hpp"
 
+#include <heed/cache/kv_cache.hpp>
 #include <heed/parallel/eigen_pool.hpp>
 #include <heed/pattern/any_pattern.hpp>
 #include <heed/softmax.hpp>
@@ -21,6 +22,15 @@ std::vector<parameter> attention_parameters(std::string_view verbs, std::vector<
 /// the gradients of the operands and `gradients`, is given with it only.
 verb verb_of(arguments const& given, std::vector<std::string_view> const& gradients = {});
 
+/// A step of decoding: the query's pattern and position, and how many keys are there.
+template <class T>
+struct decoding_step {
+  heed::any_pattern pattern;
+  index_t position;
+  index_t keys;
+  heed::tensor_view<T const, 4> bias = {};
+};
+
 /// Operands, results and gradients of one call, in the type T of its arithmetic.
 template <class T>
 class attention_call {
@@ -32,6 +42,9 @@ class attention_call {
   void attend(Ingredients const&... ingredients);
   template <class... Ingredients>
   void differentiate(Ingredients const&... ingredients);
+
+  /// Each query alone, from a cache that grows as the steps say.
+  void decode(std::function<decoding_step<T>(index_t row)> const& step_of);
 
   /// Reads do and dlse.
   void read_gradients();
@@ -88,7 +101,30 @@ void attention_call<T>::differentiate(Ingredients const&... ingredients) {
 }
 
 template <class T>
+void attention_call<T>::decode(std::function<decoding_step<T>(index_t row)> const& step_of) {
+  tensor<T, 4> const key_memory(key.shape()), value_memory(value.shape());
+  heed::kv_cache cache(key_memory.view(), value_memory.view());
+  for (index_t i = 0; i < rows(); ++i) {
+    decoding_step<T> const step = step_of(i);
+    if (index_t const fresh = step.keys - cache.length(); fresh > 0)
+      cache.append(key.const_view().slice(1, cache.length(), fresh),
+                   value.const_view().slice(1, cache.length(), fresh));
+    heed::query_positions const stands{heed::tensor_view<index_t const, 2>(&step.position, {1, 1})};
+    auto const attend_one = [&](auto const&... more) {
+      heed::attention(query.const_view().slice(1, i, 1), cache, out.view().slice(1, i, 1),
+                      heed::lse_into<T>{lse.view().slice(2, i, 1)}, scale, heed::on{pool},
+                      step.pattern, stands, more...);
+    };
+    if (step.bias.data() == nullptr)
+      attend_one();
+    else
+      attend_one(heed::bias(step.bias, heed::tensor_view<T, 4>()));
+  }
+}
+
+template <class T>
 void attention_call<T>::read_gradients() {
+  require(given.has("do"), [] { return "the backward pass needs do="; });
   dout = given.input<T, 4>("do");
   dlse = given.has("dlse") ? given.input<T, 3>("dlse") : tensor<T, 3>(lse.shape());
   dquery = tensor<T, 4>(query.shape());
@@ -112,5 +148,7 @@ void attention_call<T>::write_gradients() {
 // With a pattern alone it is compiled once, in patterns.cpp.
 extern template void attention_call<double>::attend(heed::any_pattern const&);
 extern template void attention_call<double>::differentiate(heed::any_pattern const&);
+extern template void attention_call<double>::decode(
+    std::function<decoding_step<double>(index_t)> const&);
 
 }  // namespace conformance

@@ -5,6 +5,7 @@
 
 #include <heed/pattern/any_pattern.hpp>
 #include <heed/pattern/grid.hpp>
+#include <heed/score/relative_bias.hpp>
 
 namespace conformance {
 
@@ -25,7 +26,8 @@ class pattern_arguments {
   std::optional<index_t> first_position;
 
   heed::any_arrangement order;  ///< how the tokens are arranged, if not in their order
-  bool top_left = false;        ///< whether the first query stands at the first key
+  heed::relative_index const* relative = nullptr;  ///< the entries of a table of relative positions
+  bool top_left = false;  ///< whether the first query stands at the first key
 
   index_t integer(std::string_view name) const { return given.integer(name); }
   bool flag(std::string_view name) const { return given.flag(name); }
@@ -54,17 +56,9 @@ class pattern_arguments {
     return {all.data(), static_cast<std::size_t>(all.shape()[0])};
   }
 
-  /// A point on a canvas: integers for its axes, or one for all of them.
   template <std::size_t d>
   heed::grid_point<d> point(std::string_view name) const {
-    std::vector<index_t> const numbers = given.list(name);
-    require(numbers.size() == d || numbers.size() == 1, [&] {
-      return std::string(name) + " has " + std::to_string(numbers.size()) +
-             " integers; expected one for each of the " + std::to_string(d) + " axes of canvas";
-    });
-    heed::grid_point<d> at;
-    for (std::size_t a = 0; a < d; ++a) at[a] = numbers[numbers.size() == 1 ? 0 : a];
-    return at;
+    return given.point<d>(name);
   }
 
   template <class U>

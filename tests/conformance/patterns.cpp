@@ -2,7 +2,6 @@
 #include "attention_call.hpp"
 #include "pattern_arguments.hpp"
 
-#include <heed/cache/kv_cache.hpp>
 #include <heed/mechanism/all_or_here.hpp>
 #include <heed/mechanism/benchmark_masks.hpp>
 #include <heed/mechanism/block_attention.hpp>
@@ -37,6 +36,7 @@ namespace conformance {
 
 template void attention_call<double>::attend(heed::any_pattern const&);
 template void attention_call<double>::differentiate(heed::any_pattern const&);
+template void attention_call<double>::decode(std::function<decoding_step<double>(index_t)> const&);
 
 namespace {
 
@@ -65,6 +65,7 @@ class pattern_call {
   pattern_call(arguments& given, pattern_entry const& entry)
       : call_(given), entry_(entry), bias_({1, 1, 1, 1}) {
     if (given.has("bias")) bias_ = given.input<T, 4>("bias");
+    if (given.has("table")) table_ = given.input<T, 2>("table");
   }
 
   void forward() {
@@ -78,50 +79,39 @@ class pattern_call {
     any_pattern const pattern = entry_.make(made);
     call_.read_gradients();
     if (call_.given.has("dbias")) dbias_ = tensor<T, 4>(bias_.shape());
+    if (call_.given.has("dtable")) dtable_ = tensor<T, 2>(table_.shape());
     with_ingredients(made, [&](auto const&... more) {
       call_.attend(pattern, more...);
       call_.differentiate(pattern, more...);
     });
     call_.write_gradients();
     if (call_.given.has("dbias")) call_.given.output("dbias", dbias_);
+    if (call_.given.has("dtable")) call_.given.output("dtable", dtable_);
   }
 
   void decode() {
     forward();  // checks the whole call before parts of it are taken
     index_t const rows = call_.rows(), keys = call_.keys();
     bool const top_left = call_.given.has("align") && call_.given.choice("align") == "top_left";
-    tensor<T, 4> const key_memory(call_.key.shape()), value_memory(call_.value.shape());
-    heed::kv_cache cache(key_memory.view(), value_memory.view());
-    for (index_t i = 0; i < rows; ++i) {
-      pattern_arguments made = arguments_of_call();
-      index_t const position = i + (top_left ? 0 : keys - rows);
-      made.grows = entry_.decodes == decoding::growing;
-      made.row = i;
-      made.shape.rows = 1;
-      if (made.grows)
-        made.shape.keys = std::max<index_t>(position + 1, 0);
+    std::optional<pattern_arguments> made;  // what the pattern of a step points to
+    call_.decode([&](index_t row) {
+      made.emplace(arguments_of_call());
+      index_t const position = row + (top_left ? 0 : keys - rows);
+      made->grows = entry_.decodes == decoding::growing;
+      made->row = row;
+      made->shape.rows = 1;
+      if (made->grows)
+        made->shape.keys = std::max<index_t>(position + 1, 0);
       else
-        made.first_position = position - i;
-      if (index_t const fresh = made.shape.keys - cache.length(); fresh > 0)
-        cache.append(call_.key.const_view().slice(1, cache.length(), fresh),
-                     call_.value.const_view().slice(1, cache.length(), fresh));
-      any_pattern const pattern = entry_.make(made);
-      heed::query_positions const stands{tensor_view<index_t const, 2>(&position, {1, 1})};
-      auto const attend = [&](auto const&... more) {
-        heed::attention(call_.query.const_view().slice(1, i, 1), cache,
-                        call_.out.view().slice(1, i, 1),
-                        heed::lse_into<T>{call_.lse.view().slice(2, i, 1)}, call_.scale,
-                        heed::on{call_.pool}, pattern, stands, more...);
-      };
-      if (!call_.given.has("bias")) {
-        attend();
-      } else {
-        auto part = bias_.const_view();
-        if (part.extent(2) > 1) part = part.slice(2, i, 1);
-        if (part.extent(3) > 1) part = part.slice(3, 0, made.shape.keys);
-        attend(heed::bias(part, tensor_view<T, 4>()));
+        made->first_position = position - row;
+      decoding_step<T> step{entry_.make(*made), position, made->shape.keys};
+      if (call_.given.has("bias")) {
+        step.bias = bias_.const_view();
+        if (step.bias.extent(2) > 1) step.bias = step.bias.slice(2, row, 1);
+        if (step.bias.extent(3) > 1) step.bias = step.bias.slice(3, 0, step.keys);
       }
-    }
+      return step;
+    });
   }
 
   void write() { call_.write_results(); }
@@ -143,7 +133,9 @@ class pattern_call {
       else
         f(modifiers...);
     };
-    if (call_.given.has("bias"))
+    if (made.relative)
+      f(made.order, heed::relative_bias(*made.relative, table_.const_view(), dtable_.view()));
+    else if (call_.given.has("bias"))
       with(heed::bias(bias_.const_view(), dbias_.view()));
     else
       with();
@@ -152,6 +144,7 @@ class pattern_call {
   attention_call<T> call_;
   pattern_entry const& entry_;
   tensor<T, 4> bias_, dbias_;
+  tensor<T, 2> table_, dtable_;
 };
 
 template <class T>
@@ -170,9 +163,14 @@ void run(arguments& given, pattern_entry const& entry) {
   std::string const file_type = given.array("q").type;
   require(file_type == "f4" || file_type == "f8",
           [&] { return "q has elements of type " + file_type + "; expected float32 or float64"; });
-  verb const what = verb_of(given, {"dbias"});
-  require(!given.has("dbias") || given.has("bias"),
-          [] { return "dbias is given; expected bias too"; });
+  verb const what = verb_of(given, {"dbias", "dtable"});
+  for (std::string_view of : {"bias", "table"}) {
+    std::string const gradient = "d" + std::string(of);
+    require(!given.has(gradient) || given.has(of),
+            [&] { return gradient + " is given; expected " + std::string(of) + " too"; });
+  }
+  require(!given.has("bias") || !given.has("table"),
+          [] { return "bias and table are given; expected one of them"; });
   bool const in_double = given.has("type") ? given.choice("type") == "f64" : file_type == "f8";
   if (in_double)
     run_as<double>(given, entry, what);
@@ -193,21 +191,35 @@ any_pattern perhaps_causal(pattern_arguments const& a, P const& pattern) {
   return pattern;
 }
 
-/// Calls f with the number of axes of `canvas`, as a constant.
-template <class F>
-any_pattern on_canvas(pattern_arguments const& a, F f) {
-  std::size_t const axes = a.given.list("canvas").size();
-  require(axes <= 3,
-          [&] { return "canvas has " + std::to_string(axes) + " axes; expected 1 to 3"; });
-  if (axes == 1) return f(std::integral_constant<std::size_t, 1>());
-  if (axes == 2) return f(std::integral_constant<std::size_t, 2>());
-  return f(std::integral_constant<std::size_t, 3>());
+// Scores of canvases may add a number for each relative position.
+parameter const relative_table{
+    "table", kind::input, "[H|1, entries]", "none",
+    "added to scores: a number for each relative position, row-major over the axes, "
+    "query - key or, of neighborhoods, key - query"};
+parameter const drelative_table{"dtable", kind::output, "[H|1, entries]", "none",
+                                "gradient of the loss by table"};
+
+/// Reads the entries of an arrangement for `table`, if it is given.
+template <class A, std::size_t d>
+void read_table(pattern_arguments& a, A const& order, heed::relative_positions<d> const& entries) {
+  if (a.given.has("table")) a.relative = &a.keep(heed::relative_index(order, entries));
+}
+
+/// Windows and grids: everything in a group meets.
+template <class A, std::size_t d>
+any_pattern groups_of(pattern_arguments& a, A const& order, heed::grid_point<d> const& window) {
+  a.arrange(order);
+  read_table(a, order, heed::window_table<d>(window));
+  return heed::dense{};
 }
 
 template <std::size_t d>
 any_pattern around(pattern_arguments& a, heed::neighborhood<d> const& parameters) {
   heed::neighborhood_order<d> const order(parameters, a.lanes);
   a.arrange(order);
+  heed::relative_positions<d> entries{.key_first = true};
+  for (std::size_t axis = 0; axis < d; ++axis) entries.reach[axis] = parameters.window[axis] - 1;
+  read_table(a, order, entries);
   return order.pattern();
 }
 template <std::size_t d>
@@ -847,21 +859,27 @@ std::vector<pattern_entry> const& entries() {
         {"window", kind::integers, "", required, "keys along each axis, or along all"},
         {"stride", kind::integers, "", "1", "queries that share a window"},
         {"dilation", kind::integers, "", "1", "how far keys are apart"},
-        {"causal", kind::integers, "", "0", "1 for axes that end at the query"}},
+        {"causal", kind::integers, "", "0", "1 for axes that end at the query"},
+        relative_table,
+        drelative_table},
        [](pattern_arguments& a) {
-         return on_canvas(a, [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
-           heed::neighborhood<d> parameters{a.point<d>("canvas"), a.point<d>("window"),
-                                            a.point<d>("stride"), a.point<d>("dilation")};
-           auto const causal = a.point<d>("causal");
-           for (std::size_t axis = 0; axis < d; ++axis) parameters.causal[axis] = causal[axis] != 0;
-           return around(a, parameters);
-         });
+         return a.given.with_axes(
+             "canvas", [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
+               heed::neighborhood<d> parameters{a.point<d>("canvas"), a.point<d>("window"),
+                                                a.point<d>("stride"), a.point<d>("dilation")};
+               auto const causal = a.point<d>("causal");
+               for (std::size_t axis = 0; axis < d; ++axis)
+                 parameters.causal[axis] = causal[axis] != 0;
+               return around(a, parameters);
+             });
        }},
       {"dilated_neighborhood",
        decoding::none,
        {{"canvas", kind::integers, "", required, "height, width"},
         {"window", kind::integer, "", required, "keys along each axis"},
-        {"dilation", kind::integer, "", "1", "how far keys are apart"}},
+        {"dilation", kind::integer, "", "1", "how far keys are apart"},
+        relative_table,
+        drelative_table},
        [](pattern_arguments& a) {
          return around(a, heed::dilated_neighborhood(a.point<2>("canvas"), a.integer("window"),
                                                      a.integer("dilation")));
@@ -881,58 +899,68 @@ std::vector<pattern_entry> const& entries() {
        decoding::none,
        {canvas,
         {"window", kind::integers, "", required, "tokens along each axis, or along all"},
-        {"shift", kind::integers, "", "0", "where the first whole window begins"}},
+        {"shift", kind::integers, "", "0", "where the first whole window begins"},
+        relative_table,
+        drelative_table},
        [](pattern_arguments& a) {
-         return on_canvas(a, [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
-           a.arrange(heed::window_partition<d>{a.point<d>("canvas"), a.point<d>("window"),
-                                               a.point<d>("shift")});
-           return any_pattern(heed::dense{});
-         });
+         return a.given.with_axes(
+             "canvas", [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
+               heed::window_partition<d> const windows{a.point<d>("canvas"), a.point<d>("window"),
+                                                       a.point<d>("shift")};
+               return groups_of(a, windows, windows.window);
+             });
        }},
       {"shifted_windows",
        decoding::none,
        {canvas,
         {"window", kind::integers, "", required, "tokens along each axis, or along all"},
-        {"shifted", kind::flag, "", "false", "by half a window along axes that have several"}},
+        {"shifted", kind::flag, "", "false", "by half a window along axes that have several"},
+        relative_table,
+        drelative_table},
        [](pattern_arguments& a) {
-         return on_canvas(a, [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
-           a.arrange(heed::shifted_windows<d>(a.point<d>("canvas"), a.point<d>("window"),
-                                              a.flag("shifted")));
-           return any_pattern(heed::dense{});
-         });
+         return a.given.with_axes(
+             "canvas", [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
+               auto const windows = heed::shifted_windows<d>(
+                   a.point<d>("canvas"), a.point<d>("window"), a.flag("shifted"));
+               return groups_of(a, windows, windows.window);
+             });
        }},
       {"grid_partition",
        decoding::none,
        {canvas,
         {"cells", kind::integers, "", required,
-         "tokens of a grid along each axis, or along all; they divide the canvas"}},
+         "tokens of a grid along each axis, or along all; they divide the canvas"},
+        relative_table,
+        drelative_table},
        [](pattern_arguments& a) {
-         return on_canvas(a, [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
-           a.arrange(heed::grid_partition<d>{a.point<d>("canvas"), a.point<d>("cells")});
-           return any_pattern(heed::dense{});
-         });
+         return a.given.with_axes(
+             "canvas", [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
+               heed::grid_partition<d> const grids{a.point<d>("canvas"), a.point<d>("cells")};
+               return groups_of(a, grids, grids.cells);
+             });
        }},
       {"multi_axis",
        decoding::none,
        {{"canvas", kind::integers, "", required, "height, width"},
         {"size", kind::integer, "", required, "of a window or grid along both axes"},
-        {"layer", kind::choice, "block|grid", required,
-         "windows, or grids spread over the canvas"}},
+        {"layer", kind::choice, "block|grid", required, "windows, or grids spread over the canvas"},
+        relative_table,
+        drelative_table},
        [](pattern_arguments& a) -> any_pattern {
+         auto const of = a.point<2>("canvas"), window = heed::all_axes<2>(a.integer("size"));
          if (a.given.choice("layer") == "block")
-           a.arrange(heed::multi_axis_block(a.point<2>("canvas"), a.integer("size")));
-         else
-           a.arrange(heed::multi_axis_grid(a.point<2>("canvas"), a.integer("size")));
-         return heed::dense{};
+           return groups_of(a, heed::multi_axis_block(of, window[0]), window);
+         return groups_of(a, heed::multi_axis_grid(of, window[0]), window);
        }},
       {"axial",
        decoding::none,
        {canvas, {"axis", kind::integer, "", required, "the axis along which tokens meet"}},
        [](pattern_arguments& a) {
-         return on_canvas(a, [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
-           a.arrange(heed::axial<d>{a.point<d>("canvas"), a.integer("axis")});
-           return any_pattern(heed::dense{});
-         });
+         return a.given.with_axes(
+             "canvas", [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
+               a.arrange(heed::axial<d>{a.point<d>("canvas"), a.integer("axis")});
+               return any_pattern(heed::dense{});
+             });
        }},
       {"halo",
        decoding::none,
@@ -941,7 +969,8 @@ std::vector<pattern_entry> const& entries() {
         {"halo", kind::integers, "", required, "keys around it"},
         {"query_stride", kind::integers, "", "1", "how far queries are apart"}},
        [](pattern_arguments& a) {
-         return on_canvas(a, [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
+         return a.given.with_axes("canvas", [&]<std::size_t d>(
+                                                std::integral_constant<std::size_t, d>) {
            return around(a, heed::halo_blocks<d>{a.point<d>("canvas"), a.point<d>("block"),
                                                  a.point<d>("halo"), a.point<d>("query_stride")});
          });

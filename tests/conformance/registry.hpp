@@ -91,6 +91,29 @@ class arguments {
   index_t integer(std::string_view name) const;
   /// An argument of integers joined with commas.
   std::vector<index_t> list(std::string_view name) const;
+  /// The same for each of d axes; one integer is that of all of them.
+  template <std::size_t d>
+  std::array<index_t, d> point(std::string_view name) const {
+    std::vector<index_t> const numbers = list(name);
+    require(numbers.size() == d || numbers.size() == 1, [&] {
+      return std::string(name) + " has " + std::to_string(numbers.size()) +
+             " integers; expected one, or one for each of " + std::to_string(d) + " axes";
+    });
+    std::array<index_t, d> at{};
+    for (std::size_t a = 0; a < d; ++a) at[a] = numbers[numbers.size() == 1 ? 0 : a];
+    return at;
+  }
+  /// Calls f with how many integers an argument has, 1 to 3, as a constant.
+  template <class F>
+  auto with_axes(std::string_view name, F const& f) const {
+    std::size_t const axes = list(name).size();
+    require(axes <= 3, [&] {
+      return std::string(name) + " has " + std::to_string(axes) + " integers; expected 1 to 3";
+    });
+    if (axes == 1) return f(std::integral_constant<std::size_t, 1>());
+    if (axes == 2) return f(std::integral_constant<std::size_t, 2>());
+    return f(std::integral_constant<std::size_t, 3>());
+  }
   double number(std::string_view name) const;
   std::string_view choice(std::string_view name) const;
 
