@@ -207,7 +207,15 @@ TEST_CASE("all or here: the pattern", "[mechanism][gates]") {
                                                .batches = 2,
                                                .heads = 4,
                                                .key_heads = 2,
-                                               .decodes = false});
+                                               .decodes = false}) +
+           support::attention_complaint(seed,
+                                        {.pattern = heed::all_or_here(logits, recent, N - rows),
+                                         .keep = keep,
+                                         .rows = rows,
+                                         .keys = N,
+                                         .batches = 2,
+                                         .heads = 4,
+                                         .key_heads = 2});
   });
 }
 

@@ -236,7 +236,7 @@ TEST_CASE("attention with token types of key heads", "[mechanism]") {
 TEST_CASE("attention among marked tokens", "[mechanism]") {
   for_each_seed("attention among marked tokens", cases, [](seed_t seed) {
     support::random draw(seed);
-    index_t const N = draw.between(1, 150);
+    index_t const N = draw.between(1, 150), rows = draw.between(1, N);
     flags const marks(draw, N, draw.between(2, 9));
     std::vector<int> modality;
     std::vector<index_t> numbers;
@@ -245,49 +245,39 @@ TEST_CASE("attention among marked tokens", "[mechanism]") {
       numbers.push_back(modality.back());
     }
     heed::tensor_view<int const, 3> const view(modality.data(), {1, 1, N});
-    auto const square = [&](heed::any_pattern pattern, auto keep, bool decodes = false) {
+    auto const complaint = [&](heed::any_pattern pattern, auto keep) {
       return attention_complaint(
           seed, {.pattern = pattern,
                  .keep = [=](index_t, index_t, index_t i, index_t j) { return keep(i, j); },
-                 .rows = N,
-                 .keys = N,
-                 .decodes = decodes});
+                 .rows = rows,
+                 .keys = N});
     };
     auto const prefix = draw.between(0, 3);
-    return square(
+    return complaint(
                heed::meta_tokens(marks.view()),
                [&](index_t i, index_t j) { return reference::meta_tokens(i, j, marks.values); }) +
-           square(
+           complaint(
                heed::text_queries(marks.view()),
                [&](index_t i, index_t j) { return reference::text_queries(i, j, marks.values); }) +
-           square(heed::blind_visual_tokens(marks.view()),
-                  [&](index_t i, index_t j) {
-                    return reference::blind_visual_tokens(i, j, marks.values);
-                  }) +
-           square(
-               heed::self_modal(view),
-               [&](index_t i, index_t j) { return reference::self_modal(i, j, numbers); }, true) +
-           square(
-               heed::cross_modal(view),
-               [&](index_t i, index_t j) { return reference::cross_modal(i, j, numbers); }, true) +
-           square(
-               heed::scattered_keys(marks.view()),
-               [&](index_t i, index_t j) {
-                 return j <= i && (j == i || marks.values[static_cast<std::size_t>(j)]);
-               },
-               true) +
-           square(
-               heed::nearest_share{0.75},
-               [](index_t i, index_t j) {
-                 return std::floor(0.75 * double(i)) <= double(j) && j <= i;
-               },
-               true) +
-           square(
-               heed::faithful_patches(marks.view(), prefix),
-               [&](index_t, index_t j) {
-                 return j < prefix || marks.values[static_cast<std::size_t>(j)];
-               },
-               true);
+           complaint(heed::blind_visual_tokens(marks.view()),
+                     [&](index_t i, index_t j) {
+                       return reference::blind_visual_tokens(i, j, marks.values);
+                     }) +
+           complaint(heed::self_modal(view),
+                     [&](index_t i, index_t j) { return reference::self_modal(i, j, numbers); }) +
+           complaint(heed::cross_modal(view),
+                     [&](index_t i, index_t j) { return reference::cross_modal(i, j, numbers); }) +
+           complaint(heed::scattered_keys(marks.view()),
+                     [&](index_t i, index_t j) {
+                       return j <= i && (j == i || marks.values[static_cast<std::size_t>(j)]);
+                     }) +
+           complaint(heed::nearest_share{0.75},
+                     [](index_t i, index_t j) {
+                       return std::floor(0.75 * double(i)) <= double(j) && j <= i;
+                     }) +
+           complaint(heed::faithful_patches(marks.view(), prefix), [&](index_t, index_t j) {
+             return j < prefix || marks.values[static_cast<std::size_t>(j)];
+           });
   });
 }
 
@@ -310,9 +300,8 @@ TEST_CASE("attention with spans and their markers", "[mechanism]") {
         seed, {.pattern = spans.pattern(),
                .keep = [&](index_t, index_t, index_t i,
                            index_t j) { return reference::sentinel_tokens(i, j, text); },
-               .rows = N,
-               .keys = N,
-               .decodes = false});
+               .rows = draw.between(1, N),
+               .keys = N});
   });
 }
 

@@ -72,8 +72,25 @@ TEST_CASE("chosen rows", "[pattern][quick]") {
                          },
                          {.exact_tiles = true});
   });
+  for_each_seed("chosen_rows of whole sequences", 1000, [](seed_t seed) {
+    support::random draw(seed);
+    auto const where = random_place(draw);
+    index_t const first = draw.between(-3, 5), count = draw.between(1, 50);
+    support::guarded<float, 3> numbers({1, 3, count},
+                                       support::random_layout<3>(draw, {1, 3, count}, false));
+    numbers.fill([&](auto const&) { return float(draw.uniform(-1, 2)); });
+    auto const view = std::as_const(numbers).view();
+    return check_pattern(draw, heed::chosen_rows{view, first}, where,
+                         [=](index_t p, index_t) {
+                           index_t const row = p - first;
+                           return row >= 0 && row < count && view(0, where.head, row) > 0;
+                         },
+                         {.exact_tiles = true});
+  });
   heed::call_shape const shape{.batches = 2, .sequences = 2, .heads = 3, .rows = 4, .keys = 5};
   bool const table[30] = {};
+  heed::check_against(heed::chosen_rows{heed::tensor_view<bool const, 3>(table, {2, 3, 5}), 0},
+                      shape);
   heed::check_against(heed::chosen_rows{heed::tensor_view<bool const, 3>(table, {2, 1, 4})}, shape);
   CHECK_THROWS_WITH(
       heed::check_against(heed::chosen_rows{heed::tensor_view<bool const, 3>(table, {2, 3, 5})},

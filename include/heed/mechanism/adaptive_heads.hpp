@@ -168,7 +168,7 @@ void adaptive_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
                      far = estimated_log_mass(query, b, i, h, scale, moments, others);
         reaches_far(b, h, i) = others > 0 && !(near - far >= least) ? T(1) : T(0);
       }
-  attend(parts[1], causal{} & ~how.near() & chosen_rows<std::remove_const_t<T>>(reaches_far));
+  attend(parts[1], causal{} & ~how.near() & chosen_rows{reaches_far});
   merge_attention(parts, out, lse);
 }
 

@@ -11,18 +11,19 @@
 namespace heed {
 
 /// Causal where the logit is positive, else the `recent` most recent keys, the query's own included.
-/// logits: [batch, head, row]. Prefill honours the gates as decoding does.
+/// logits: [batch, head, row], of the rows of the call, or of more of them with `first_position`; see chosen_rows.
+/// Prefill honours the gates as decoding does.
 template <class T>
-auto all_or_here(tensor_view<T, 3> logits, index_t recent) {
-  return causal{} & (sliding_window{.left = recent - 1, .right = 0} |
-                     chosen_rows<std::remove_const_t<T>>(logits));
+auto all_or_here(tensor_view<T, 3> logits, index_t recent,
+                 std::optional<index_t> first_position = {}) {
+  return causal{} &
+         (sliding_window{.left = recent - 1, .right = 0} | chosen_rows{logits, first_position});
 }
 
 /// The choice that all_or_here does not make, for the gradient of the gates.
 template <class T>
 auto all_or_here_reversed(tensor_view<T, 3> logits, index_t recent) {
-  return causal{} & (sliding_window{.left = recent - 1, .right = 0} |
-                     ~chosen_rows<std::remove_const_t<T>>(logits));
+  return causal{} & (sliding_window{.left = recent - 1, .right = 0} | ~chosen_rows{logits});
 }
 
 /// The straight-through gradient of the gates: dlogit = sigmoid'(logit) dout.(full - near). Of the two results of a

@@ -25,7 +25,8 @@ enum class marker : std::uint8_t {
 
 /// What the markers of a sequence mean. Spans may be nested; a closing marker without an opening one closes a span from
 /// the first token on. An ordinary token meets itself and, of what is before it, all closing markers, the ordinary
-/// tokens outside all spans, and whatever is inside a span with it. As many queries as keys.
+/// tokens outside all spans, and whatever is inside a span with it. A call may have the
+/// last tokens alone as queries.
 ///
 ///     heed::sentinel_tokens const spans(markers);
 ///     heed::attention(q, k, v, out, spans.pattern());    // points into `spans`; for a batch see by_sequence
@@ -62,8 +63,8 @@ class sentinel_tokens {
 
   auto pattern() const {
     return (lifetimes{view(ends_)} &
-            ~chosen_rows{tensor_view<bool const, 3>(is_marker_.get(), {1, 1, size()})}) |
-           row_ranges{view(first_), view(last_)};
+            ~chosen_rows{tensor_view<bool const, 3>(is_marker_.get(), {1, 1, size()}), 0}) |
+           row_ranges{view(first_), view(last_), 0};
   }
 
   /// The positions of the tokens, for rotation: ordinary ones count on, a marker has that of the ordinary token before it.

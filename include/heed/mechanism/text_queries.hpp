@@ -14,9 +14,9 @@
 namespace heed {
 
 /// Text rows are causal over text and visual tokens, visual rows meet nothing.
-/// visual: [batch, head, token], the first two 1 to share.
+/// visual: [batch, head, token], the first two 1 to share. A call may have the last tokens alone as queries.
 inline auto text_queries(tensor_view<bool const, 3> visual) {
-  return causal{} & ~chosen_rows{visual};
+  return causal{} & ~chosen_rows{visual, 0};
 }
 
 /// Where the text tokens stand: with the rows of visual tokens left out of `query` altogether,
@@ -33,7 +33,7 @@ inline std::vector<index_t> text_positions(std::span<bool const> visual) {
 
 /// The form for models that were trained with all rows: visual rows meet text and themselves.
 inline auto blind_visual_tokens(tensor_view<bool const, 3> visual) {
-  return (causal{} & ~(chosen_rows{visual} & key_set{visual})) | sliding_window{0, 0};
+  return (causal{} & ~(chosen_rows{visual, 0} & key_set{visual})) | sliding_window{0, 0};
 }
 
 }  // namespace heed

@@ -3,6 +3,8 @@
 #include <heed/pattern/pattern.hpp>
 #include <heed/pattern/table.hpp>
 
+#include <optional>
+
 namespace heed {
 
 /// Every key for some of the query rows, none for the others: row i of head h meets keys where
@@ -11,14 +13,12 @@ namespace heed {
 ///
 ///   numbers   [batch, head, row], the first two 1 to share
 ///
-/// A row is known by its position where queries stand by default, the last row at the last key.
+/// The rows are those of the call, the last one at the last key, unless `first_position` says at which position row 0
+/// of the table stands: 0 for a table of whole sequences, of which a call computes some rows, or with top_left.
 template <class T>
 struct chosen_rows {
   tensor_view<T const, 3> numbers;
-
-  template <class U>
-    requires std::same_as<T, std::remove_const_t<U>>
-  explicit chosen_rows(tensor_view<U, 3> n) : numbers(n) {}
+  std::optional<index_t> first_position = {};
 
   struct bound {
     detail::table<T> numbers;
@@ -52,13 +52,17 @@ struct chosen_rows {
     bool chosen(index_t position) const { return numbers(position + shift, T(0)) > T(0); }
   };
   bound bind(place const& where) const {
-    return {detail::table<T>::of_rows(numbers, where, false), where.rows - where.keys};
+    return {detail::table<T>::of_rows(numbers, where, first_position.has_value()),
+            -first_position.value_or(where.keys - where.rows)};
   }
   void check(call_shape const& shape) const {
-    detail::check_table("chosen_rows", numbers, shape, shape.rows, "row");
+    detail::check_table("chosen_rows", numbers, shape,
+                        first_position ? numbers.extent(2) : shape.rows, "row");
   }
 };
 template <class U>
 chosen_rows(tensor_view<U, 3>) -> chosen_rows<std::remove_const_t<U>>;
+template <class U>
+chosen_rows(tensor_view<U, 3>, std::optional<index_t>) -> chosen_rows<std::remove_const_t<U>>;
 
 }  // namespace heed
