@@ -1,8 +1,10 @@
 #pragma once
 
-#include <heed/pattern/halo.hpp>
 #include <heed/pattern/neighborhood.hpp>
+#include <heed/pattern/packed_canvases.hpp>
 #include <heed/pattern/partition.hpp>
+#include <heed/pattern/visited_tiles.hpp>
+#include <heed/score/relative_bias.hpp>
 #include <heed/softmax.hpp>
 
 /// Attention on pictures, films and other canvases of one to three axes, whose tokens are stored row-major: neighborhoods,
@@ -17,7 +19,9 @@
 /// its window of a fixed tiling, shifted or not (Swin)         | attention(…, window_partition<2>{…})
 /// 7 x 7 tokens spread evenly over the picture (MaxViT)        | attention(…, grid_partition<2>{…})
 /// its row, or its column                                      | attention(…, axial<2>{…})
-/// its block and a rim around it (HaloNet)                     | halo_order<2>
+/// its block and a rim around it (HaloNet)                     | halo_attention (mechanism/halo_attention.hpp)
+/// a learned bias by relative position on top                  | relative_bias, a score modifier
+/// pictures of different shapes in one call                    | packed_canvases
 namespace heed {
 
 /// Neighborhood attention: query i meets the prod(window) keys around it on the canvas, and softmax attention is over

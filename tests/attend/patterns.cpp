@@ -50,7 +50,7 @@ struct dealt {
 
 }  // namespace
 
-TEST_CASE("patterns with masks and runs", "[attend]") {
+TEST_CASE("patterns with masks and runs", "[attend][quick]") {
   for_each_seed("patterns with masks and runs", 60, [](seed_t seed) {
     support::random draw(seed);
     index_t const rows = draw.between(1, 90), keys = draw.between(1, 300),
@@ -84,7 +84,7 @@ TEST_CASE("patterns with masks and runs", "[attend]") {
   });
 }
 
-TEST_CASE("arranged tokens", "[attend]") {
+TEST_CASE("arranged tokens", "[attend][quick]") {
   for_each_seed("arranged tokens", 40, [](seed_t seed) {
     support::random draw(seed);
     index_t const tokens = draw.between(1, 200), hands = draw.between(1, 5);

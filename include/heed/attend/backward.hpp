@@ -170,9 +170,8 @@ class backward_worker {
   void visit(interval tile, index_t panels, T* share, accumulator<T> const& dkey,
              accumulator<T> const& dvalue) {
     index_t const key_head = p_.key_head(where_.head), value_head = p_.value_head(where_.head);
-    row_block<T> const key = key_rows(p_.key, where_, key_head, {&tile, 1}, scratch_.key, true);
-    row_block<T> const value =
-        key_rows(p_.value, where_, value_head, {&tile, 1}, scratch_.value, true);
+    row_block<T> const key = key_rows(p_.key, where_, key_head, tile, scratch_.key, true);
+    row_block<T> const value = key_rows(p_.value, where_, value_head, tile, scratch_.value, true);
     int key_finite = -1;
     std::fill_n(scratch_.dkey, tile.size() * scratch_.padded_dim, T(0));
     std::fill_n(scratch_.dvalue, tile.size() * scratch_.padded_value_dim, T(0));

@@ -79,7 +79,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   using panel_memory = typename memory::panel_memory;
   using state = typename memory::state;
   static constexpr index_t lanes = shape::lanes;
-  static constexpr index_t few_keys = 512;
+  static constexpr index_t few_keys = 512;  // stay in the first two caches
   static constexpr bool sums_scores = (false || ... || wants_mean_score<Observers>);
 
   forward_worker(problem<T> const& p, place const& where, Bound const& bound, memory& scratch)
@@ -144,9 +144,9 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   void visit_tile(interval tile, index_t panels) {
     bool const reused = panels > 1;
     row_block<T> const key =
-        key_rows(p_.key, where_, p_.key_head(where_.head), {&tile, 1}, scratch_.key, reused);
+        key_rows(p_.key, where_, p_.key_head(where_.head), tile, scratch_.key, reused);
     row_block<T> const value =
-        key_rows(p_.value, where_, p_.value_head(where_.head), {&tile, 1}, scratch_.value, reused);
+        key_rows(p_.value, where_, p_.value_head(where_.head), tile, scratch_.value, reused);
     value_check<row_block<T>> finite{value, tile.size()};
     for (index_t i = 0; i < panels; ++i) {
       panel_memory& at = scratch_[i];
@@ -407,12 +407,16 @@ struct piece_list {
   index_t panels;
   index_t fewest_rows;   // sequences of fewer are left out
   index_t* first_piece;  // of each sequence, and their number at the end; only if they share none
-  index_t sharing = 1;   // sequences to a piece
+  index_t sharing;       // sequences to a piece
 
   piece_list(sequences const& s, index_t h, index_t p, index_t fewest, index_t* memory)
-      : sequence(s), heads(h), panels(p), fewest_rows(fewest), first_piece(memory) {
-    sharing = most_sharing(s, p);
-    if (sharing > 1 || memory == nullptr) return;
+      : sequence(s),
+        heads(h),
+        panels(p),
+        fewest_rows(fewest),
+        first_piece(memory),
+        sharing(most_sharing(s, p)) {
+    if (sharing > 1) return;
     first_piece[0] = 0;
     for (index_t g = 0; g < sequence.count; ++g)
       first_piece[g + 1] = first_piece[g] + heads * blocks_of(sequence.at(g, 0));

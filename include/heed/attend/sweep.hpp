@@ -45,12 +45,17 @@ class sweep_worker {
     }
     for (interval part : at_.keys& interval_set(among))
       for (index_t tile = part.first / keys_per_tile; tile * keys_per_tile < part.last; ++tile) {
-        keys_.set(intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile}), at_,
-                  bound.pattern);
-        if (keys_.count == 0) continue;
-        with_registers(at_.queries.registers, [&](auto registers) {
-          this->template sweep_tile<registers>(where, bound, visit);
-        });
+        interval const keys = intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile});
+        if (!bound.pattern.scattered()) {
+          meet(where, bound, keys, visit);
+          continue;
+        }
+        for (index_t from = keys.first; from < keys.last;) {
+          interval const run = bound.pattern.next_keys(at_.queries.positions, from, where.keys);
+          if (run.empty() || run.first >= keys.last) break;
+          meet(where, bound, intersect(run, keys), visit);
+          from = run.last;
+        }
       }
   }
 
@@ -58,6 +63,15 @@ class sweep_worker {
   T const* positions() const { return at_.positions; }
 
  private:
+  template <class Visit>
+  void meet(place const& where, Bound const& bound, interval keys, Visit&& visit) {
+    keys_.set(keys, at_, bound.pattern);
+    if (keys_.count == 0) return;
+    with_registers(at_.queries.registers, [&](auto registers) {
+      this->template sweep_tile<registers>(where, bound, visit);
+    });
+  }
+
   void load_lse(place const& where) {
     index_t const width = at_.queries.registers * lanes;
     std::fill_n(at_.lse, width, std::numeric_limits<T>::infinity());
@@ -75,13 +89,12 @@ class sweep_worker {
     constexpr index_t width = lanes * Registers;
     constexpr bool factored = std::tuple_size_v < decltype(Bound::factors) >> 0;
     index_t const count = keys_.count;
-    row_block<T> const key =
-        key_rows(p_.key, where, p_.key_head(where.head), keys_.each_run(), key_);
+    row_block<T> const key = key_rows(p_.key, where, p_.key_head(where.head), keys_.runs[0], key_);
     simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at_.query,
                                            width, scores_, width);
     if constexpr (Gradients) {
       row_block<T> const value =
-          key_rows(p_.value, where, p_.value_head(where.head), keys_.each_run(), value_);
+          key_rows(p_.value, where, p_.value_head(where.head), keys_.runs[0], value_);
       simd::multiply<Registers, false, Arch>(count, p_.value_dim, {value.data, value.stride, 1},
                                              at_.dout, width, dweights_, width);
     }
@@ -335,11 +348,14 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
         place const where = p.sequence.at(g, head);
         auto const bound = whole.at(where);
         auto const here = bind_at(modifier, where);
+        constexpr bool reads_table = requires(index_t i) {
+          here.parameter(i, i);
+        };
         for (index_t number = 0; number < panelling<T, Arch>::count(where); ++number)
           each_pair(sweep, where, bound, number, {0, where.keys},
                     [&](index_t lane, index_t key, T gradient, T before, T after) {
                       index_t const row = sweep.queries().rows.first + lane;
-                      if constexpr (requires { here.parameter(row, key); })
+                      if constexpr (reads_table)
                         sums[here.parameter(row, key)] += static_cast<double>(gradient);
                       else
                         sums[0] += static_cast<double>(gradient) *

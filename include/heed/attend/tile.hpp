@@ -83,19 +83,16 @@ void copy_query_rows(source<T> const& from, place const& where, interval rows, T
   });
 }
 
-/// Keys or values of some runs of a sequence's keys, one below the other: where they lie, or in `scratch`.
+/// Some keys or values of a sequence: where they lie, or in `scratch`.
 template <class T>
-row_block<T> key_rows(source<T> const& from, place const& where, index_t head,
-                      std::span<interval const> runs, T* scratch, bool reused = false) {
-  if (runs.size() == 1 && where.order == nullptr)
-    return from.rows(where.batch, head, where.first_key + runs[0].first, runs[0].size(), scratch,
-                     reused);
-  T* to = scratch;
-  for (interval run : runs)
-    where.each_key_run(run, [&](index_t, token_run tokens) {
-      from.copy(where.batch, head, tokens.first, tokens.size, to, from.dim(), 0, tokens.step);
-      to += tokens.size * from.dim();
-    });
+row_block<T> key_rows(source<T> const& from, place const& where, index_t head, interval keys,
+                      T* scratch, bool reused = false) {
+  if (where.order == nullptr)
+    return from.rows(where.batch, head, where.first_key + keys.first, keys.size(), scratch, reused);
+  where.each_key_run(keys, [&](index_t before, token_run tokens) {
+    from.copy(where.batch, head, tokens.first, tokens.size, scratch + before * from.dim(),
+              from.dim(), 0, tokens.step);
+  });
   return {scratch, from.dim()};
 }
 
