@@ -162,6 +162,28 @@ TEST_CASE("duo attention: gates of 1 and 0, and deployment", "[mechanism][gates]
       "heads");
 }
 
+TEST_CASE("duo attention: the threshold for a share", "[mechanism][gates][quick]") {
+  std::vector<float> const gates{0.75f, 0.25f, 0.5f, 1.0f, 0.0f};
+  auto const threshold = [&](double share) { return heed::duo_threshold<float>(gates, share); };
+  CHECK(threshold(0.5) == 0.5);
+  CHECK(threshold(0.25) == 0.75);
+  CHECK(threshold(0.6) == Approx(0.4));
+  for_each_seed("duo threshold", 200, [](seed_t seed) {
+    support::random draw(seed);
+    std::vector<double> some(static_cast<std::size_t>(draw.between(1, 50)));
+    for (double& gate : some) gate = draw.uniform();
+    double const share = draw.one_in(4) ? double(draw.between(0, 1)) : draw.uniform(),
+                 count = double(some.size()), least = heed::duo_threshold<double>(some, share);
+    double const full =
+        double(std::count_if(some.begin(), some.end(), [&](double gate) { return gate > least; }));
+    if (share == 0 || share == 1) return full == share * count ? "" : "not all or none\n";
+    return std::abs(full - share * count) <= 1 ? "" : "another share is full\n";
+  });
+  CHECK_THROWS_WITH(threshold(1.5),
+                    "heed: duo_threshold got 5 gates and a share of 1.500000; expected at least "
+                    "one gate and a share of 0 to 1");
+}
+
 TEST_CASE("all or here: the pattern", "[mechanism][gates]") {
   for_each_seed("all or here", 60, [](seed_t seed) {
     support::random draw(seed);
