@@ -118,7 +118,7 @@ bad_call const bad_calls[] = {
     {"razor_attention o=o.npy sinks=0 recent=2 retrieval=flags5.npy", "retrieval"},
     {"combiner o=o.npy variant=fixed block=0 q=k.npy", "block"},
     {"combiner o=o.npy variant=mixture rows=2 columns=2", "positions"},
-    {"combiner o=o.npy variant=mixture verb=decode", "verb=forward"},
+    {"combiner q=k.npy o=o.npy variant=mixture rows=7 verb=decode", "row-major"},
     {"key_alignment o=o.npy visual=flags5.npy rho=floats.npy mix=matrix.npy", "visual"},
     {"local_predictive o=o.npy centres=logits.npy radius=0", "radius"},
     {"locality_dial o=o.npy groups=seven.npy lambda=2", "locality_dial"},

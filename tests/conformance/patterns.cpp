@@ -29,6 +29,7 @@
 #include <heed/mechanism/token_types.hpp>
 #include <heed/neighborhood.hpp>
 #include <heed/pattern/by_place.hpp>
+#include <heed/pattern/halo.hpp>
 #include <heed/pattern/packed_canvases.hpp>
 #include <heed/sliding_window.hpp>
 #include <heed/sparse.hpp>
