@@ -13,6 +13,7 @@ using heed::index_t;
 using heed::tensor_view;
 using reference::tensor;
 using support::for_each_seed;
+using support::gradient_complaint;
 using support::guarded;
 using support::seed_t;
 
@@ -92,12 +93,9 @@ struct combiner_problem {
     auto const loss = [&] {
       return reference::weighted_sum(dout.values<double>(), defined(partition).out);
     };
-    auto const differs = [&](char const* name, auto& input, auto const& gradient) {
-      return support::gradient_complaint(draw, name, input, gradient.template values<double>(),
-                                         loss);
-    };
-    return differs("dquery", query, dquery) + differs("dkey", key, dkey) +
-           differs("dvalue", value, dvalue);
+    return gradient_complaint(draw, "dquery", query, dquery, loss) +
+           gradient_complaint(draw, "dkey", key, dkey, loss) +
+           gradient_complaint(draw, "dvalue", value, dvalue, loss);
   }
 };
 

@@ -12,6 +12,7 @@
 using heed::index_t;
 using reference::tensor;
 using support::for_each_seed;
+using support::gradient_complaint;
 using support::guarded;
 using support::seed_t;
 
@@ -86,12 +87,9 @@ struct grid_problem {
     auto const loss = [&] {
       return reference::weighted_sum(dout.template values<double>(), defined<double>(which).out);
     };
-    auto const differs = [&](char const* name, auto& input, auto const& gradient) {
-      return support::gradient_complaint(draw, name, input, gradient.template values<double>(),
-                                         loss);
-    };
-    return differs("dquery", query, dquery) + differs("dkey", key, dkey) +
-           differs("dvalue", value, dvalue);
+    return gradient_complaint(draw, "dquery", query, dquery, loss) +
+           gradient_complaint(draw, "dkey", key, dkey, loss) +
+           gradient_complaint(draw, "dvalue", value, dvalue, loss);
   }
 };
 

@@ -88,9 +88,9 @@ TEST_CASE("blend: the definition and its gradient", "[mechanism][gates]") {
     auto dweight = support::blank<double, 3>(weight.extents());
     heed::blend_backward(p.full.view(), p.sparse.view(), weight.view(), p.dout.view(), da.view(),
                          db.view(), dweight.view());
-    return complaint + gradient_complaint(p.draw, "da", p.full, da.values<double>(), loss) +
-           gradient_complaint(p.draw, "db", p.sparse, db.values<double>(), loss) +
-           gradient_complaint(p.draw, "dweight", weight, dweight.values<double>(), loss);
+    return complaint + gradient_complaint(p.draw, "da", p.full, da, loss) +
+           gradient_complaint(p.draw, "db", p.sparse, db, loss) +
+           gradient_complaint(p.draw, "dweight", weight, dweight, loss);
   });
 }
 
@@ -131,10 +131,10 @@ TEST_CASE("duo attention: training", "[mechanism][gates]") {
     heed::attention_backward(std::as_const(p.query).view(), std::as_const(p.key).view(),
                              std::as_const(p.value).view(), p.sparse.view(), p.lse.view(),
                              dstreamed.view(), dquery.view(), dkey.view(), dvalue.view(), near);
-    return complaint + gradient_complaint(p.draw, "dgates", gates, dgates.values<double>(), loss) +
-           gradient_complaint(p.draw, "dquery", p.query, dquery.values<double>(), loss) +
-           gradient_complaint(p.draw, "dkey", p.key, dkey.values<double>(), loss) +
-           gradient_complaint(p.draw, "dvalue", p.value, dvalue.values<double>(), loss);
+    return complaint + gradient_complaint(p.draw, "dgates", gates, dgates, loss) +
+           gradient_complaint(p.draw, "dquery", p.query, dquery, loss) +
+           gradient_complaint(p.draw, "dkey", p.key, dkey, loss) +
+           gradient_complaint(p.draw, "dvalue", p.value, dvalue, loss);
   });
 }
 

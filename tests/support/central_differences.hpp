@@ -32,5 +32,10 @@ std::string gradient_complaint(random& draw, char const* name, guarded<double, R
   });
   return largest < 1e-7 ? "" : std::string(name) + " is off by " + std::to_string(largest) + "\n";
 }
+template <int Rank, class Loss>
+std::string gradient_complaint(random& draw, char const* name, guarded<double, Rank>& input,
+                               guarded<double, Rank> const& gradient, Loss loss) {
+  return gradient_complaint(draw, name, input, gradient.template values<double>(), loss);
+}
 
 }  // namespace support
