@@ -1,7 +1,7 @@
 #pragma once
 
 #include <heed/pattern/band.hpp>
-#include <heed/pattern/table.hpp>
+#include <heed/pattern/row_ranges.hpp>
 #include <heed/simd/math.hpp>
 #include <heed/softmax.hpp>
 
@@ -32,38 +32,18 @@ struct local_predictive {
     requires std::same_as<T, std::remove_const_t<U>>
   explicit local_predictive(tensor_view<U, 3> c, double r = 10) : centres(c), radius(r) {}
 
-  struct bound {
+  struct bound : detail::interval_rows<bound> {
     detail::table<T> centres;
     double radius;
     bool slope = false;  // gives d factor / d centre in place of the factor
 
-    interval range(index_t row) const {
-      double const centre = static_cast<double>(centres(row, T(0)));
-      return row < 0 || row >= centres.size()
+    interval row(index_t position) const {
+      double const centre = static_cast<double>(centres(position, T(0)));
+      return position < 0 || position >= centres.size()
                  ? interval{}
                  : interval{static_cast<index_t>(std::ceil(centre - radius)),
                             static_cast<index_t>(std::floor(centre + radius)) + 1};
     }
-    bool keep(index_t row, index_t key) const {
-      interval const mine = range(row);
-      return mine.first <= key && key < mine.last;
-    }
-    interval_set keys(interval rows, index_t count) const {
-      interval_set all;
-      for (index_t row = rows.first; row < rows.last; ++row)
-        all.add(intersect(range(row), {0, count}));
-      return all;
-    }
-    coverage cover(interval rows, interval keys) const {
-      bool some = false, all = true;
-      for (index_t row = rows.first; row < rows.last; ++row) {
-        index_t const met = intersect(range(row), keys).size();
-        some |= met > 0;
-        all &= met == keys.size();
-      }
-      return all ? coverage::all : some ? coverage::some : coverage::none;
-    }
-
     template <class Batch>
     Batch factor(Batch row, Batch key) const {
       using number = typename Batch::value_type;
@@ -80,7 +60,7 @@ struct local_predictive {
     }
   };
   bound bind(place const& where) const {
-    return {detail::table<T>::of_rows(centres, where, false), radius};
+    return {{}, detail::table<T>::of_rows(centres, where, false), radius};
   }
   void check(call_shape const& shape) const {
     detail::check_table("local_predictive.centres", centres, shape, shape.rows, "row");
