@@ -31,6 +31,7 @@
 #include <functional>
 #include <iostream>
 #include <iterator>
+#include <memory>
 #include <optional>
 #include <random>
 #include <span>
@@ -209,6 +210,192 @@ double probability(std::span<float const> found, alphabet const& letters,
   return trust * votes + (1 - trust * all_votes) * frequency(c);
 }
 
+// --- Patterns for a text -----------------------------------------------------------------------
+
+/// Patterns are made for a whole text, of which a call reads some rows. Positions are the same: the query at character
+/// i stands at key i - 1, whose value it knows.
+struct of_whole_text {
+  heed::any_pattern pattern;
+  index_t tokens;
+  std::shared_ptr<void const> tables = {};  // what the pattern points into
+
+  heed::bound_any_pattern bind(heed::place where) const {
+    where.rows = where.keys = tokens;
+    return pattern.bind(where);
+  }
+  void check(heed::call_shape shape) const {
+    shape.rows = shape.keys = tokens;
+    pattern.check(shape);
+  }
+};
+
+using pattern_maker = std::function<of_whole_text(bytes text)>;
+
+/// Patterns may be for more tokens than there are, so that groups and blocks come out even.
+index_t tokens_of(bytes text) {
+  constexpr index_t step = 4096;
+  return (index_t(text.size()) + step - 1) / step * step;
+}
+
+/// The most recent `count` keys.
+heed::sliding_window last(index_t count) {
+  return {.left = count - 1, .right = 0};
+}
+
+template <class T>
+tensor_view<T const, 3> by_token(T const* numbers, index_t tokens) {
+  return {numbers, {1, 1, tokens}};
+}
+
+/// The older the sparser: all of the last 384 keys, then every 4th, every 16th and every 64th.
+auto sparser_with_age() {
+  return last(384) | (last(1536) & heed::periodic_keys{4}) |
+         (last(6144) & heed::periodic_keys{16}) | (heed::causal{} & heed::periodic_keys{64});
+}
+
+/// The query's own key, and one in 18, drawn at random.
+of_whole_text one_in_18(bytes text) {
+  index_t const tokens = tokens_of(text);
+  std::shared_ptr<bool[]> const drawn(new bool[size_t(tokens)]);
+  std::mt19937_64 random(1);
+  for (index_t j = 0; j < tokens; ++j) drawn[j] = random() % 18 == 0;
+  return {heed::scattered_keys(by_token(drawn.get(), tokens)), tokens, drawn};
+}
+
+/// Blocks of 64: a query's own up to itself, the one before, and 15 drawn at random.
+of_whole_text random_blocks(bytes text) {
+  constexpr index_t size = 64;
+  index_t const tokens = tokens_of(text), count = tokens / size;
+  struct lists {
+    std::vector<index_t> offsets{0}, columns;
+  };
+  auto const kept = std::make_shared<lists>();
+  std::mt19937_64 random(1);
+  for (index_t row = 0; row < count; ++row) {
+    std::vector<index_t> columns{row, std::max<index_t>(row - 1, 0)};
+    for (int n = 0; n < 15; ++n) columns.push_back(index_t(random() % size_t(row + 1)));
+    std::ranges::sort(columns);
+    kept->columns.insert(kept->columns.end(), columns.begin(),
+                         std::unique(columns.begin(), columns.end()));
+    kept->offsets.push_back(index_t(kept->columns.size()));
+  }
+  return {heed::causal{} & heed::block_rows{.offsets = by_token(kept->offsets.data(), count + 1),
+                                            .columns = kept->columns,
+                                            .column_count = count,
+                                            .rows = {size},
+                                            .keys = {size}},
+          tokens, kept};
+}
+
+/// Where sections start: after the first line end that comes 1024 characters or more after the last one.
+std::vector<index_t> section_starts(bytes text) {
+  std::vector<index_t> starts{0};
+  for (size_t end = 1023; (end = text.find('\n', end)) < text.size(); end += 1024)
+    starts.push_back(index_t(end + 1));
+  return starts;
+}
+
+/// The same, up to the end.
+std::vector<index_t> section_bounds(bytes text) {
+  std::vector<index_t> bounds = section_starts(text);
+  bounds.push_back(tokens_of(text));
+  return bounds;
+}
+
+of_whole_text sections_apart(bytes text) {
+  auto const mask = std::make_shared<heed::benchmark::mask>(
+      heed::benchmark::causal_document(section_bounds(text)));
+  return {mask->as_slices(), tokens_of(text), mask};
+}
+
+of_whole_text first_section_shared(bytes text) {
+  auto const mask = std::make_shared<heed::benchmark::mask>(
+      heed::benchmark::share_question(section_bounds(text)));
+  return {mask->as_slices(), tokens_of(text), mask};
+}
+
+/// The last quarter is one section, and meets all of those before.
+of_whole_text tail_sees_all(bytes text) {
+  std::vector<index_t> bounds = section_bounds(text);
+  std::erase_if(bounds, [&](index_t start) {
+    return start > index_t(text.size()) * 3 / 4 && start != bounds.back();
+  });
+  auto const mask =
+      std::make_shared<heed::benchmark::mask>(heed::benchmark::causal_blockwise(bounds));
+  return {mask->as_slices(), tokens_of(text), mask};
+}
+
+/// Own section, the one before, and the first.
+of_whole_text demonstrations(bytes text) {
+  auto const starts = std::make_shared<std::vector<index_t>>(section_starts(text));
+  tensor_view<index_t const, 2> const view(starts->data(), {1, index_t(starts->size())});
+  return {heed::demonstration_blocks(view, 1, 1), tokens_of(text), starts};
+}
+
+/// Of earlier sections only the last key is left.
+of_whole_text closed_sections(bytes text) {
+  std::vector<index_t> const bounds = section_bounds(text);
+  std::vector<heed::marker> markers(size_t(bounds.back()));
+  for (size_t n = 0; n + 1 < bounds.size(); ++n) {
+    markers[size_t(bounds[n])] = heed::marker::open;
+    markers[size_t(bounds[n + 1] - 1)] = heed::marker::close;
+  }
+  auto const spans = std::make_shared<heed::sentinel_tokens>(markers);
+  return {spans->pattern(), bounds.back(), spans};
+}
+
+/// The keys whose character is the one that the query read last.
+of_whole_text same_character(bytes text) {
+  constexpr index_t kinds = 32;
+  static constexpr auto same = [] {
+    std::array<bool, kinds * kinds> admitted{};
+    for (size_t kind = 0; kind < kinds; ++kind) admitted[kind * (kinds + 1)] = true;
+    return admitted;
+  }();
+  index_t const tokens = tokens_of(text);
+  auto const read = std::make_shared<std::vector<int>>(size_t(tokens + 1));
+  for (size_t i = 0; i < text.size(); ++i) (*read)[i] = byte(text[i]) % kinds;
+  return {heed::causal{} & heed::labels{by_token(read->data() + 1, tokens),
+                                        by_token(read->data(), tokens),
+                                        {same.data(), {kinds, kinds}}},
+          tokens, read};
+}
+
+/// Line ends are met by all later queries, spaces up to the end of their line, others by the next 1024 queries.
+of_whole_text typed_characters(bytes text) {
+  index_t const tokens = tokens_of(text);
+  std::vector<heed::token_type> types(size_t(tokens), heed::token_type::sliding);
+  for (size_t i = 0; i < text.size(); ++i)
+    if (text[i] == '\n')
+      types[i] = heed::token_type::global;
+    else if (text[i] == ' ')
+      types[i] = heed::token_type::local;
+  auto const lives =
+      std::make_shared<heed::token_types>(by_token(types.data(), tokens), index_t{1024});
+  return {lives->pattern(), tokens, lives};
+}
+
+/// The first query of each line meets all keys, the others the last 1024.
+of_whole_text all_at_line_starts(bytes text) {
+  index_t const tokens = tokens_of(text);
+  auto const gates = std::make_shared<std::vector<float>>(size_t(tokens), -1.f);
+  for (size_t i = 1; i < text.size(); ++i)
+    if (text[i] == '\n') (*gates)[i - 1] = 1;  // where the query stands that has read it
+  return {heed::all_or_here(by_token(gates->data(), tokens), 1024), tokens, gates};
+}
+
+/// Four heads with spans of their own, 1024 keys on average.
+of_whole_text four_spans(bytes text) {
+  struct numbers {
+    index_t sinks[4], recent[4];
+  };
+  auto const spans = std::make_shared<numbers>();
+  double const constant[] = {128, 512, 0, 0}, growing[] = {0, 0, 1. / 32, 3. / 40};
+  tensor_view<index_t, 2> const sinks(spans->sinks, {1, 4}), recent(spans->recent, {1, 4});
+  heed::elastic_spans({constant, {4}}, {growing, {4}}, index_t(text.size()), sinks, recent);
+  return {heed::streaming_heads{sinks, recent}, tokens_of(text), spans};
+}
+
 // --- Reading a text with one mechanism ---------------------------------------------------------
 
 /// A bar on stderr for runs that take a while, where someone watches.
@@ -252,44 +439,47 @@ struct reading {
   bool is_causal;
 };
 
-/// The number of keys that the query at character i meets. See heed/pattern/pattern.hpp.
-template <class Pattern>
-double keys_met(Pattern const& pattern, index_t i) {
-  index_t const position = i - 1, known = i;
-  heed::interval const row{position, position + 1};
-  index_t met = 0;
-  for (heed::interval keys : heed::pattern_keys(pattern, row, known)) {
-    if (heed::pattern_cover(pattern, row, keys) == heed::coverage::all)
-      met += keys.size();
-    else
-      for (index_t key = keys.first; key < keys.last; ++key)
-        met += pattern.keep(position, key) ? 1 : 0;
+/// Whether two patterns keep the same of the first pairs.
+bool agree(of_whole_text const& a, of_whole_text const& b, index_t heads, index_t count) {
+  for (index_t head = 0; head < heads; ++head) {
+    heed::bound_any_pattern const in_a = a.bind({.head = head}), in_b = b.bind({.head = head});
+    for (index_t query = 0; query < count; ++query)
+      for (index_t key = 0; key < count; ++key)
+        if (in_a.keep(query, key) != in_b.keep(query, key)) return false;
   }
-  return double(met);
+  return true;
 }
 
-/// Whether predictions stay the same, to the bit, when everything after them is replaced.
+/// Whether predictions stay the same, to the bit, when everything after them is replaced, and the pattern does that is
+/// made for the text.
 template <class Element, class... Ingredients>
-bool is_causal(bytes text, alphabet const& letters, index_t heads,
+bool is_causal(bytes text, alphabet const& letters, index_t heads, pattern_maker const& make,
                Ingredients const&... ingredients) {
   std::string passage(text.substr(0, 2048));
   auto const half = index_t(passage.size() / 2);
+  of_whole_text const pattern = make(passage);
   std::vector<float> before, after;
-  memory<Element>(passage, letters, heads).look(0, index_t(passage.size()), before, ingredients...);
+  auto const read = [&](std::vector<float>& found) {
+    memory<Element>(passage, letters, heads)
+        .look(0, index_t(passage.size()), found, pattern, ingredients...);
+  };
+  read(before);
   std::ranges::fill(passage.begin() + half, passage.end(), letters.character(0));
-  memory<Element>(passage, letters, heads).look(0, index_t(passage.size()), after, ingredients...);
-  return std::memcmp(before.data(), after.data(),
+  read(after);
+  return agree(pattern, make(passage), heads, half - 1) &&
+         std::memcmp(before.data(), after.data(),
                      size_t(half * heads * letters.size()) * sizeof(float)) == 0;
 }
 
 /// Predicts every character of the text from those before it, and counts from `warm_up` on.
-template <class Element, class Pattern, class... Ingredients>
+template <class Element, class... Ingredients>
 reading read_with(std::string const& name, bytes text, index_t warm_up, pool& threads,
-                  index_t heads, Pattern const& pattern, Ingredients const&... ingredients) {
+                  index_t heads, pattern_maker const& make, Ingredients const&... ingredients) {
   alphabet const letters(text);
+  of_whole_text const pattern = make(text);
   reading result{};
   result.is_causal =
-      is_causal<Element>(text, letters, heads, heed::on{threads}, pattern, ingredients...);
+      is_causal<Element>(text, letters, heads, make, heed::on{threads}, ingredients...);
 
   memory<Element> past(text, letters, heads);
   frequencies frequency;
@@ -303,8 +493,11 @@ reading read_with(std::string const& name, bytes text, index_t warm_up, pool& th
   for (index_t first = warm_up - 1; first < past.length - 1; first += chunk) {
     index_t const count = std::min(chunk, past.length - 1 - first);
     auto const start = progress_bar::clock::now();
-    past.look(first, count, found, heed::on{threads}, pattern, ingredients...);
+    past.look(first, count, found, pattern, heed::on{threads}, ingredients...);
     result.seconds += progress_bar::seconds_since(start);
+
+    result.pairs +=
+        double(heed::kept_pairs(pattern, heed::call_shape{1, 1, heads, count, first + count - 1}));
 
     size_t const row = found.size() / size_t(count);
     for (index_t i = first; i < first + count; ++i) {
@@ -312,7 +505,6 @@ reading read_with(std::string const& name, bytes text, index_t warm_up, pool& th
       frequency.add(text[here]);
       bits -= std::log2(probability(std::span(found).subspan(size_t(i - first) * row, row), letters,
                                     frequency, text[here + 1]));
-      result.pairs += keys_met(pattern, i) * double(heads);
       earlier_keys += double(i * heads);
     }
     auto const done = double(first + count), all = double(past.length);
@@ -325,30 +517,35 @@ reading read_with(std::string const& name, bytes text, index_t warm_up, pool& th
   return result;
 }
 
-/// A row of the table: a name, and the ingredients of attention.
+/// A row of the table: a name, and the ingredients of attention. Without them, a line above a group of rows.
 struct mechanism {
   std::string name;
-  std::function<reading(bytes text, index_t warm_up, pool& threads)> run;
+  std::function<reading(bytes text, index_t warm_up, pool& threads)> run = {};
 };
 
-template <class Element = float, index_t heads = 1, class Pattern, class... Ingredients>
-mechanism row(std::string name, Pattern pattern, Ingredients... ingredients) {
+/// The pattern is made for each text.
+template <class Element = float, index_t heads = 1, class... Ingredients>
+mechanism row(std::string name, pattern_maker make, Ingredients... ingredients) {
   return {name, [=](bytes text, index_t warm_up, pool& threads) {
-            return read_with<Element>(name, text, warm_up, threads, heads, pattern, ingredients...);
+            return read_with<Element>(name, text, warm_up, threads, heads, make, ingredients...);
           }};
 }
 
-/// The most recent `count` keys.
-heed::sliding_window last(index_t count) {
-  return {.left = count - 1, .right = 0};
+/// The same pattern for all texts.
+template <class Element = float, index_t heads = 1, heed::pattern Pattern, class... Ingredients>
+mechanism row(std::string name, Pattern pattern, Ingredients... ingredients) {
+  pattern_maker const make = [=](bytes text) { return of_whole_text{pattern, tokens_of(text)}; };
+  return row<Element, heads>(name, make, ingredients...);
 }
 
 constexpr float recency[] = {1.f / 16000};
 constexpr float doubt[] = {12.5f};
+constexpr index_t sinks_of[] = {0, 64}, recent_of[] = {heed::unbounded, 960};  // two heads
 
 std::vector<mechanism> mechanisms() {
   tensor_view<float const, 1> const slopes(recency, {1});
   tensor_view<float const, 2> const sinks(doubt, {1, 1});
+  heed::streaming_heads const one_streams{{sinks_of, {1, 2}}, {recent_of, {1, 2}}};
   heed::causal const causal;
   return {
       row("the whole past", causal),
@@ -356,13 +553,48 @@ std::vector<mechanism> mechanisms() {
       row("the last 1024", last(1024)),
       row("the last 4096", last(4096)),
       row("first 1024 and last 1024", causal & (last(1024) | heed::first_keys{1024})),
+
+      {"by distance or place, about 1024 keys a query:"},
+      row("64 sinks and the last 960", heed::streaming{.sinks = 64, .recent = 960}),
+      row("the nearest 1/18", heed::nearest_share{17. / 18}),
+      row("every 4th of the last 4096", heed::dilated_window{.left = 4095, .right = 0, .step = 4}),
+      row("every 18th", heed::strided(18)),
+      row("one in 18 at random", one_in_18),
+      row("the last 512 and every 36th",
+          heed::factorised_local(512) | heed::factorised_strided(36)),
+      row("own 1024 and ends of the others", heed::factorised_fixed({.length = 1024, .count = 32})),
+      row("the older the sparser", sparser_with_age()),
+      row("1, 2, 4, 8, ... back", heed::power_of_two_keys),
+      row("the same in blocks of 128", heed::power_attention(128, 2, 1)),
+      row("random blocks of 64", random_blocks),
+
+      {"by sections of about 1024 characters:"},
+      row("each for itself", sections_apart),
+      row("and its last key for later ones", closed_sections),
+      row("and the first for all", first_section_shared),
+      row("and the first, and one before", demonstrations),
+      row("and all for the last quarter", tail_sees_all),
+
+      {"by what was read:"},
+      row("after the same character", same_character),
+      row("line ends stay, spaces leave", typed_characters),
+      row("all for line starts, or 1024", all_at_line_starts),
+
+      {"several heads, voting:"},
+      row<float, 2>("two", causal),
+      row<float, 2>("one, and one of 64 + 960", one_streams),
+      row<float, 2>("groups of 2048, one shifted",
+                    heed::shifted_groups{.size = 2048, .shifted_from = 1}),
+      row<float, 4>("four spans, 1024 on average", four_spans),
+      row<float, 4>("four, every 4th key each", causal & heed::head_strides{4}),
+
+      {"scores, weights and numbers:"},
       row("alibi: the nearer the better", causal, heed::alibi{slopes}),
       row("softcap: scores below 30", causal, heed::softcap{30}),
       row("sink: free to stay undecided", causal, heed::softmax_with_sinks{sinks}),
       row("the last 1024, and a sink", last(1024), heed::softmax_with_sinks{sinks}),
       row<Eigen::half>("keys and values in half", causal),
       row<Eigen::bfloat16>("keys and values in bfloat16", causal),
-      row<float, 2>("two heads, voting", causal),
   };
 }
 
@@ -612,6 +844,10 @@ int run(options const& given) {
 
   bool all_causal = true;
   for (mechanism const& each : mechanisms()) {
+    if (!each.run) {
+      std::printf("\n%s\n", each.name.c_str());
+      continue;
+    }
     std::fflush(stdout);
     reading const result = each.run(text, warm_up, threads);
     std::printf(line, each.name.c_str(), result.bits_per_character);
