@@ -77,6 +77,35 @@ std::vector<pattern_test> const tests{
        c.keep = on_pairs(
            [=](index_t q, index_t k) { return reference::neighborhood_keeps(axes, q, k); });
      }},
+    {"packed_canvases",
+     [](attention_files& c) {
+       auto const axes = static_cast<std::size_t>(c.draw.between(1, 2));
+       std::vector<index_t> const window = c.numbers(static_cast<index_t>(axes), 1, 3);
+       index_t const count = c.draw.between(1, 3);
+       std::vector<index_t> extents, first{0};
+       std::vector<std::vector<reference::axis>> canvases;
+       for (index_t n = 0; n < count; ++n) {
+         canvases.emplace_back();
+         index_t tokens = 1;
+         for (std::size_t a = 0; a < axes; ++a) {
+           extents.push_back(c.draw.between(window[a], 6));
+           tokens *= extents.back();
+           canvases.back().push_back({extents.back(), window[a], 1, 1, false});
+         }
+         first.push_back(first.back() + tokens);
+       }
+       c.rows = c.keys = first.back();
+       c.stands_at_row = true;
+       c.save("canvases", {count, static_cast<index_t>(axes)}, extents);
+       c.set("window", window);
+       c.keep = on_pairs([=](index_t q, index_t k) {
+         for (std::size_t n = 0; n < canvases.size(); ++n)
+           if (q < first[n + 1])
+             return k >= first[n] && k < first[n + 1] &&
+                    reference::neighborhood_keeps(canvases[n], q - first[n], k - first[n]);
+         return false;
+       });
+     }},
     {"dilated_neighborhood",
      [](attention_files& c) {
        auto const canvas = draw_canvas(c, 2, 8);

@@ -157,14 +157,14 @@ std::vector<pattern_test> const tests{
      }},
     {"meta_tokens",
      [](attention_files& c) {
-       square(c);
+       c.rows = std::min(c.rows, c.keys);
        auto const meta = c.flags(c.keys);
        c.save("meta", {c.keys}, meta);
        c.keep = on_pairs([=](index_t p, index_t j) { return reference::meta_tokens(p, j, meta); });
      }},
     {"sentinel_tokens",
      [](attention_files& c) {
-       square(c);
+       c.rows = std::min(c.rows, c.keys);
        std::vector<std::string> texts(static_cast<std::size_t>(c.draw.one_in(2) ? 1 : c.batches));
        std::vector<index_t> markers;
        for (std::string& text : texts)
@@ -196,7 +196,7 @@ std::vector<pattern_test> const tests{
      }},
     {"text_queries",
      [](attention_files& c) {
-       square(c);
+       c.rows = std::min(c.rows, c.keys);
        auto const visual = c.flags(c.keys);
        c.save("visual", {c.keys}, visual);
        c.keep =
@@ -204,7 +204,7 @@ std::vector<pattern_test> const tests{
      }},
     {"blind_visual_tokens",
      [](attention_files& c) {
-       square(c);
+       c.rows = std::min(c.rows, c.keys);
        auto const visual = c.flags(c.keys);
        c.save("visual", {1, 1, c.keys}, visual);
        c.keep = on_pairs(

@@ -3,6 +3,7 @@
 
 #include <heed/mechanism/combiner.hpp>
 #include <heed/mechanism/combiner_axial.hpp>
+#include <heed/mechanism/combiner_axial_cache.hpp>
 #include <heed/mechanism/combiner_cache.hpp>
 
 namespace conformance {
@@ -28,25 +29,44 @@ void differentiate(call_type& call, How const& how) {
   call.write_gradients();
 }
 
-/// Row by row, from a cache of the open block and of summaries.
-void decode(call_type& call, heed::combiner_fixed const& how) {
-  auto const room = [](tensor<double, 4> const& like, index_t positions, index_t heads) {
-    return tensor<double, 4>({like.shape()[0], positions, heads, like.shape()[3]});
-  };
+/// Row by row, from a cache of the open block or row and of summaries.
+template <class Cache>
+void decode(call_type& call, Cache cache) {
+  for (index_t row = 0; row < call.rows(); ++row)
+    cache.step(call.query.const_view().slice(1, row, 1), call.key.const_view().slice(1, row, 1),
+               call.value.const_view().slice(1, row, 1), call.out.view().slice(1, row, 1),
+               call.scale, heed::on{call.pool},
+               heed::lse_into<double>{call.lse.view().slice(2, row, 1)});
+}
+
+/// Room for some positions of `heads` like those of another tensor.
+tensor<double, 4> room(tensor<double, 4> const& like, index_t positions, index_t heads) {
+  return tensor<double, 4>({like.shape()[0], positions, heads, like.shape()[3]});
+}
+
+void decode_blocks(call_type& call, heed::combiner_fixed const& how) {
   index_t const blocks = call.rows() / how.block + 1, key_heads = call.key.shape()[2];
   auto const open_keys = room(call.key, how.block, key_heads),
              open_values = room(call.value, how.block, call.value.shape()[2]),
              summary_keys = room(call.key, blocks, key_heads),
              summary_values = room(call.value, blocks, call.heads()),
              pooled = room(call.query, 1, call.heads());
-  heed::combiner_cache<double> cache(how, heed::kv_cache(open_keys.view(), open_values.view()),
-                                     heed::kv_cache(summary_keys.view(), summary_values.view()),
-                                     pooled.view());
-  for (index_t row = 0; row < call.rows(); ++row)
-    cache.step(call.query.const_view().slice(1, row, 1), call.key.const_view().slice(1, row, 1),
-               call.value.const_view().slice(1, row, 1), call.out.view().slice(1, row, 1),
-               call.scale, heed::on{call.pool},
-               heed::lse_into<double>{call.lse.view().slice(2, row, 1)});
+  decode(call, heed::combiner_cache<double>(
+                   how, heed::kv_cache(open_keys.view(), open_values.view()),
+                   heed::kv_cache(summary_keys.view(), summary_values.view()), pooled.view()));
+}
+
+void decode_grid(call_type& call, heed::combiner_grid const& grid) {
+  bool const own = grid.key == heed::summary_key::own;
+  index_t const closed = (grid.rows - 1) * grid.columns, key_heads = call.key.shape()[2];
+  auto const queries = room(call.query, grid.columns, call.heads()),
+             open_keys = room(call.key, grid.columns, key_heads),
+             open_values = room(call.value, grid.columns, call.value.shape()[2]),
+             summary_keys = room(call.key, closed, own ? key_heads : call.heads()),
+             summary_values = room(call.value, closed, call.heads());
+  decode(call, heed::combiner_axial_cache<double>(
+                   grid, queries.view(), heed::kv_cache(open_keys.view(), open_values.view()),
+                   heed::kv_cache(summary_keys.view(), summary_values.view())));
 }
 
 void run(arguments& given) {
@@ -60,16 +80,13 @@ void run(arguments& given) {
     heed::combiner_fixed const how{given.integer("block"), given.flag("causal"), pooling};
     attend(call, how);
     if (what == verb::backward) differentiate(call, how);
-    if (what == verb::decode) decode(call, how);
+    if (what == verb::decode) decode_blocks(call, how);
   } else if (variant == "log_sparse") {
     heed::combiner_log_sparse const how{pooling};
     require(what != verb::decode, [] { return "variant=log_sparse is given; it is not decoded"; });
     attend(call, how);
     if (what == verb::backward) differentiate(call, how);
   } else {
-    require(what == verb::forward, [&] {
-      return "variant=" + std::string(variant) + " is given; expected verb=forward with it";
-    });
     heed::combiner_grid const grid{given.integer("rows"), given.integer("columns"),
                                    variant == "row_major"    ? heed::combiner_axis::row_major
                                    : variant == "vertical"   ? heed::combiner_axis::vertical
@@ -80,6 +97,8 @@ void run(arguments& given) {
                                        ? heed::summary_key::own
                                        : heed::summary_key::weighted_sum};
     attend(call, grid);
+    if (what == verb::backward) differentiate(call, grid);
+    if (what == verb::decode) decode_grid(call, grid);
   }
   call.write_results();
 }

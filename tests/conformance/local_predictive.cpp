@@ -34,7 +34,7 @@ mechanism_registration const local_predictive{{
     attention_parameters(
         "forward|backward",
         {{"centres", kind::input, "[B|1, H|1, N]", required,
-          "where each row looks, from 0; leading axes may lack"},
+          "where each row looks, from 0; leading axes may be left out"},
          {"radius", kind::number, "", "10", "how far it looks; weights fall with radius / 2"},
          {"dcentres", kind::output, "[B|1, H|1, N]", "none", "gradient of the loss by centres"}}),
     run,

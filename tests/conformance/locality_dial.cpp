@@ -27,7 +27,7 @@ mechanism_registration const locality_dial{{
     attention_parameters(
         "forward|backward",
         {{"groups", kind::input, "[B|1, H|1, M]", required,
-          "the group of each position; leading axes may lack"},
+          "the group of each position; leading axes may be left out"},
          {"lambda", kind::number, "", required, "from 0, all keys, to 1, the query's group only"},
          {"dlambda", kind::output, "[1]", "none", "gradient of the loss by lambda, below 1"}}),
     run,

@@ -68,11 +68,13 @@ class pattern_arguments {
     return *kept;
   }
 
-  /// Arranges the tokens.
+  /// Arranges the tokens, and returns what arranges them.
   template <heed::arrangement A>
-  void arrange(A const& how) {
+  A const& arrange(A const& how) {
     how.check(shape);
-    order = heed::any_arrangement(keep(A(how)));
+    A const& kept = keep(how);
+    order = heed::any_arrangement(kept);
+    return kept;
   }
 
  private:

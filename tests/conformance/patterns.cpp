@@ -29,6 +29,8 @@
 #include <heed/mechanism/token_types.hpp>
 #include <heed/neighborhood.hpp>
 #include <heed/pattern/by_place.hpp>
+#include <heed/pattern/halo.hpp>
+#include <heed/pattern/packed_canvases.hpp>
 #include <heed/sliding_window.hpp>
 #include <heed/sparse.hpp>
 
@@ -241,10 +243,10 @@ parameter const row_size{"row_size", kind::integer, "", "0", "rows of a block"};
 parameter const key_size{"key_size", kind::integer, "", "0", "keys of a block"};
 parameter const row_bounds{
     "row_bounds", kind::input, "[B|1, H|1, blocks + 1]", "none",
-    "instead of row_size: where blocks begin and end; leading axes may lack"};
+    "instead of row_size: where blocks begin and end; leading axes may be left out"};
 parameter const key_bounds{
     "key_bounds", kind::input, "[B|1, H|1, blocks + 1]", "none",
-    "instead of key_size: where blocks begin and end; leading axes may lack"};
+    "instead of key_size: where blocks begin and end; leading axes may be left out"};
 
 parameter const starts{"starts", kind::input, "[B|1, S]", required,
                        "where segments start: 0 first, not decreasing"};
@@ -372,7 +374,7 @@ std::vector<pattern_entry> const& entries() {
       {"key_set",
        decoding::whole,
        {{"kept", kind::input, "[B|1, H|1, M]", required,
-         "of bool: the keys that are met; leading axes may lack"},
+         "of bool: the keys that are met; leading axes may be left out"},
         causal_flag},
        [](pattern_arguments& a) {
          return perhaps_causal(a, heed::key_set{a.by_key<bool>("kept")});
@@ -380,7 +382,7 @@ std::vector<pattern_entry> const& entries() {
       {"key_list",
        decoding::whole,
        {{"keys", kind::input, "[B|1, H|1, n]", required,
-         "the keys that are met, sorted, -1 behind the last; leading axes may lack"},
+         "the keys that are met, sorted, -1 behind the last; leading axes may be left out"},
         causal_flag},
        [](pattern_arguments& a) {
          return perhaps_causal(a, heed::key_list{a.numbers<index_t, 3>("keys")});
@@ -389,7 +391,8 @@ std::vector<pattern_entry> const& entries() {
        decoding::growing,
        {{"chosen", kind::input, "[B|1, H|1, N]", required,
          "of bool: the rows that meet all keys up to their own, the others none; leading axes may "
-         "lack"}},
+         "be left "
+         "out"}},
        [](pattern_arguments& a) -> any_pattern {
          return heed::causal{} & heed::chosen_rows{a.by_row<bool>("chosen")};
        }},
@@ -406,7 +409,7 @@ std::vector<pattern_entry> const& entries() {
       {"row_ranges",
        decoding::whole,
        {{"first", kind::input, "[B|1, H|1, N]", required,
-         "the first key of each row; leading axes may lack"},
+         "the first key of each row; leading axes may be left out"},
         {"last", kind::input, "[B|1, H|1, N]", required, "behind the last key of each row"}},
        [](pattern_arguments& a) -> any_pattern {
          return heed::row_ranges{a.by_row<index_t>("first"), a.by_row<index_t>("last"),
@@ -415,7 +418,7 @@ std::vector<pattern_entry> const& entries() {
       {"labels",
        decoding::whole,
        {{"queries", kind::input, "[B|1, H|1, N]", required,
-         "the label of each row; leading axes may lack"},
+         "the label of each row; leading axes may be left out"},
         {"keys", kind::input, "[B|1, H|1, M]", required, "the label of each key"},
         {"admitted", kind::input, "[query labels, key labels]", required,
          "of bool: which labels meet"},
@@ -427,7 +430,7 @@ std::vector<pattern_entry> const& entries() {
       {"lifetimes",
        decoding::growing,
        {{"ends", kind::input, "[B|1, H|1, M]", required,
-         "key j is met by the positions j to ends - 1; leading axes may lack"}},
+         "key j is met by the positions j to ends - 1; leading axes may be left out"}},
        [](pattern_arguments& a) -> any_pattern {
          return heed::lifetimes{a.by_key<index_t>("ends")};
        }},
@@ -461,7 +464,7 @@ std::vector<pattern_entry> const& entries() {
       {"column_ranges",
        decoding::whole,
        {{"columns", kind::input, "[B|1, H|1, M, 4|2]", required,
-         "of each key LTS, LTE, UTS, UTE; or two of them; leading axes may lack"},
+         "of each key LTS, LTE, UTS, UTE; or two of them; leading axes may be left out"},
         causal_flag},
        [](pattern_arguments& a) -> any_pattern {
          return heed::column_ranges{a.numbers<index_t, 4>("columns"), a.flag("causal"),
@@ -470,7 +473,7 @@ std::vector<pattern_entry> const& entries() {
       {"block_table",
        decoding::whole,
        {{"kept", kind::input, "[B|1, H|1, block rows, block columns]", required,
-         "of bool: the blocks that are met; leading axes may lack"},
+         "of bool: the blocks that are met; leading axes may be left out"},
         row_size,
         key_size,
         row_bounds,
@@ -484,7 +487,7 @@ std::vector<pattern_entry> const& entries() {
       {"block_rows",
        decoding::whole,
        {{"offsets", kind::input, "[B|1, H|1, block rows + 1]", required,
-         "where the columns of each block row begin; leading axes may lack"},
+         "where the columns of each block row begin; leading axes may be left out"},
         {"columns", kind::input, "[n]", required, "the block columns, increasing in each row"},
         {"column_count", kind::integer, "", required, "the number of block columns"},
         row_size,
@@ -522,7 +525,7 @@ std::vector<pattern_entry> const& entries() {
       {"bool_mask",
        decoding::whole,
        {{"kept", kind::input, "[B|1, H|1, N, M]", required,
-         "of bool: the pairs that meet; leading axes may lack"},
+         "of bool: the pairs that meet; leading axes may be left out"},
         causal_flag},
        [](pattern_arguments& a) {
          return perhaps_causal(a, heed::bool_mask{a.numbers<bool, 4>("kept"), a.first_position});
@@ -550,7 +553,7 @@ std::vector<pattern_entry> const& entries() {
         {"row_size", kind::integer, "", "128", "rows of a block"},
         {"key_size", kind::integer, "", "128", "keys of a block"},
         {"kept", kind::input, "[B|1, H|1, N, M]", required,
-         "of bool, asked in the blocks that meet in part; leading axes may lack"}},
+         "of bool, asked in the blocks that meet in part; leading axes may be left out"}},
        [](pattern_arguments& a) -> any_pattern {
          heed::block_list_views const lists{a.numbers<int, 3>("kv_num_blocks"),
                                             a.numbers<int, 4>("kv_indices"),
@@ -608,9 +611,9 @@ std::vector<pattern_entry> const& entries() {
        decoding::growing,
        {starts,
         {"selected", kind::input, "[B|1, H|1, S]", "none",
-         "of bool: the pieces that the tail meets; leading axes may lack"},
+         "of bool: the pieces that the tail meets; leading axes may be left out"},
         {"selected_by_row", kind::input, "[B|1, H|1, N, S]", "none",
-         "of bool: the pieces that each row of the tail meets; leading axes may lack"}},
+         "of bool: the pieces that each row of the tail meets; leading axes may be left out"}},
        [](pattern_arguments& a) -> any_pattern {
          auto const segments = a.numbers<index_t, 2>("starts");
          if (a.given.has("selected_by_row")) {
@@ -684,7 +687,7 @@ std::vector<pattern_entry> const& entries() {
       {"token_types",
        decoding::growing,
        {{"types", kind::input, "[B|1, H_k|1, M]", required,
-         "of each key: 0 global, 1 local, 2 sliding; leading axes may lack"},
+         "of each key: 0 global, 1 local, 2 sliding; leading axes may be left out"},
         {"window", kind::integer, "", required, "queries after its own that meet a sliding key"}},
        [](pattern_arguments& a) -> any_pattern {
          auto const numbers = a.by_key<index_t>("types");
@@ -704,15 +707,15 @@ std::vector<pattern_entry> const& entries() {
          return lives.pattern();
        }},
       {"meta_tokens",
-       decoding::none,
-       {{"meta", kind::input, "[B|1, H|1, N]", required,
-         "of bool: the meta tokens; leading axes may lack"}},
+       decoding::growing,
+       {{"meta", kind::input, "[B|1, H|1, M]", required,
+         "of bool: the meta tokens; leading axes may be left out"}},
        [](pattern_arguments& a) -> any_pattern {
-         return heed::meta_tokens(a.by_row<bool>("meta"));
+         return heed::meta_tokens(a.by_key<bool>("meta"));
        }},
       {"sentinel_tokens",
-       decoding::none,
-       {{"markers", kind::input, "[N] or [B, N]", required,
+       decoding::whole,
+       {{"markers", kind::input, "[M] or [B, M]", required,
          "of each token: 0 none, 1 opens a span, 2 closes one"}},
        [](pattern_arguments& a) -> any_pattern {
          auto const numbers = a.numbers<index_t, 2>("markers");
@@ -740,30 +743,31 @@ std::vector<pattern_entry> const& entries() {
       {"scattered_keys",
        decoding::growing,
        {{"kept", kind::input, "[B|1, H|1, M]", required,
-         "of bool: the keys that later queries meet; leading axes may lack"}},
+         "of bool: the keys that later queries meet; leading axes may be left out"}},
        [](pattern_arguments& a) -> any_pattern {
          return heed::scattered_keys(a.by_key<bool>("kept"));
        }},
       {"text_queries",
        decoding::growing,
-       {{"visual", kind::input, "[B|1, H|1, N]", required,
-         "of bool: the visual tokens, whose rows meet nothing; leading axes may lack"}},
+       {{"visual", kind::input, "[B|1, H|1, M]", required,
+         "of bool: the visual tokens, whose rows meet nothing; leading axes may be left out"}},
        [](pattern_arguments& a) -> any_pattern {
-         return heed::text_queries(a.by_row<bool>("visual"));
+         return heed::text_queries(a.by_key<bool>("visual"));
        }},
       {"blind_visual_tokens",
-       decoding::none,
-       {{"visual", kind::input, "[B|1, H|1, N]", required,
-         "of bool: the visual tokens, whose rows meet text and themselves; leading axes may lack"}},
+       decoding::growing,
+       {{"visual", kind::input, "[B|1, H|1, M]", required,
+         "of bool: the visual tokens, whose rows meet text and themselves; leading axes may be "
+         "left out"}},
        [](pattern_arguments& a) -> any_pattern {
-         return heed::blind_visual_tokens(a.by_row<bool>("visual"));
+         return heed::blind_visual_tokens(a.by_key<bool>("visual"));
        }},
       {"modality",
        decoding::growing,
        {{"mask", kind::choice, "self|cross", required,
          "keys of the query's own modality, or of the others and its own key"},
         {"modality", kind::input, "[B|1, H|1, M]", required,
-         "of each token, 0 to 63; leading axes may lack"}},
+         "of each token, 0 to 63; leading axes may be left out"}},
        [](pattern_arguments& a) -> any_pattern {
          auto const numbers = a.by_key<int>("modality");
          if (a.given.choice("mask") == "self") return heed::self_modal(numbers);
@@ -804,7 +808,7 @@ std::vector<pattern_entry> const& entries() {
       {"faithful_patches",
        decoding::none,
        {{"kept", kind::input, "[B|1, H|1, M]", required,
-         "of bool: the patches that are met; leading axes may lack"},
+         "of bool: the patches that are met; leading axes may be left out"},
         {"prefix", kind::integer, "", "0", "leading tokens that are met"}},
        [](pattern_arguments& a) -> any_pattern {
          return heed::faithful_patches(a.by_key<bool>("kept"), a.integer("prefix"));
@@ -837,7 +841,8 @@ std::vector<pattern_entry> const& entries() {
        {{"sinks", kind::integer, "", "0", "leading keys that near heads meet"},
         {"recent", kind::integer, "", required, "latest keys that near heads meet"},
         {"middle", kind::input, "[B|1, H|1, n]", required,
-         "the other keys that near heads meet, sorted, -1 behind the last; leading axes may lack"},
+         "the other keys that near heads meet, sorted, -1 behind the last; leading axes may be "
+         "left out"},
         {"far", kind::input, "[B|1, H]", required, "of bool: the heads that meet all keys"}},
        [](pattern_arguments& a) -> any_pattern {
          return heed::task_kv{{a.integer("sinks"), a.integer("recent")},
@@ -871,6 +876,34 @@ std::vector<pattern_entry> const& entries() {
                for (std::size_t axis = 0; axis < d; ++axis)
                  parameters.causal[axis] = causal[axis] != 0;
                return around(a, parameters);
+             });
+       }},
+      {"packed_canvases",
+       decoding::none,
+       {{"canvases", kind::input, "[n, 1 to 3]", required,
+         "the extents of several canvases, whose tokens lie one canvas after the other"},
+        {"window", kind::integers, "", required, "keys along each of as many axes"},
+        {"stride", kind::integers, "", "1", "queries that share a window"},
+        {"dilation", kind::integers, "", "1", "how far keys are apart"}},
+       [](pattern_arguments& a) {
+         return a.given.with_axes(
+             "window", [&]<std::size_t d>(std::integral_constant<std::size_t, d>) {
+               auto const canvases = a.numbers<index_t, 2>("canvases");
+               require(canvases.extent(1) == d, [&] {
+                 return "canvases has shape " + heed::shape_text(canvases.extents()) +
+                        "; expected an extent for each of the " + std::to_string(d) +
+                        " integers of window";
+               });
+               std::vector<heed::neighborhood_order<d>> orders;
+               for (index_t n = 0; n < canvases.extent(0); ++n) {
+                 heed::neighborhood<d> one{.window = a.point<d>("window"),
+                                           .stride = a.point<d>("stride"),
+                                           .dilation = a.point<d>("dilation")};
+                 for (std::size_t axis = 0; axis < d; ++axis)
+                   one.canvas[axis] = canvases(n, static_cast<index_t>(axis));
+                 orders.emplace_back(one, a.lanes);
+               }
+               return any_pattern(a.arrange(heed::packed_canvases(std::move(orders))).pattern());
              });
        }},
       {"dilated_neighborhood",

@@ -1,5 +1,6 @@
 #include "reference/combiner.hpp"
 #include "reference/attention.hpp"
+#include "support/central_differences.hpp"
 #include "support/error_rule.hpp"
 #include "support/pattern_check.hpp"
 #include "support/tensors.hpp"
@@ -12,6 +13,7 @@ using heed::index_t;
 using heed::tensor_view;
 using reference::tensor;
 using support::for_each_seed;
+using support::gradient_complaint;
 using support::guarded;
 using support::seed_t;
 
@@ -89,33 +91,11 @@ struct combiner_problem {
         std::as_const(out).view(), std::as_const(lse).view(), std::as_const(dout).view(),
         dquery.view(), dkey.view(), dvalue.view(), heed::scale{scale});
     auto const loss = [&] {
-      auto const result = defined(partition).out;
-      auto const weights = dout.values<double>();
-      double sum = 0;
-      for (std::size_t n = 0; n < result.values.size(); ++n)
-        sum += weights.values[n] * result.values[n];
-      return sum;
+      return reference::weighted_sum(dout.values<double>(), defined(partition).out);
     };
-    auto const differs = [&](char const* name, guarded<double, 4>& input,
-                             guarded<double, 4>& gradient) {
-      double largest = 0;
-      support::for_each_index(input.extents(), [&](auto const& at) {
-        if (!draw.one_in(3)) return;
-        double& x = input.view()(at[0], at[1], at[2], at[3]);
-        double const before = x, step = 1e-6;
-        x = before + step;
-        double const above = loss();
-        x = before - step;
-        double const below = loss();
-        x = before;
-        largest = std::max(largest, std::abs((above - below) / (2 * step) -
-                                             gradient.view()(at[0], at[1], at[2], at[3])));
-      });
-      return largest < 1e-7 ? ""
-                            : std::string(name) + " is off by " + std::to_string(largest) + "\n";
-    };
-    return differs("dquery", query, dquery) + differs("dkey", key, dkey) +
-           differs("dvalue", value, dvalue);
+    return gradient_complaint(draw, "dquery", query, dquery, loss) +
+           gradient_complaint(draw, "dkey", key, dkey, loss) +
+           gradient_complaint(draw, "dvalue", value, dvalue, loss);
   }
 };
 

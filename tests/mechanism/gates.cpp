@@ -1,6 +1,7 @@
 #include "reference/gates.hpp"
 #include "reference/patterns/head_mixtures.hpp"
 #include "support/attention_check.hpp"
+#include "support/central_differences.hpp"
 #include "support/pattern_check.hpp"
 #include "support/tensors.hpp"
 
@@ -15,32 +16,11 @@ using heed::index_t;
 using heed::tensor_view;
 using reference::tensor;
 using support::for_each_seed;
+using support::gradient_complaint;
 using support::guarded;
 using support::seed_t;
 
 namespace {
-
-/// Complains where `gradient` is not what central differences of `loss` say of `input`.
-template <int Rank, class Loss>
-std::string differs(support::random& draw, char const* name, guarded<double, Rank>& input,
-                    tensor<double, Rank> const& gradient, Loss loss) {
-  double largest = 0;
-  auto const view = input.view();
-  std::size_t n = 0;
-  support::for_each_index(input.extents(), [&](auto const& at) {
-    double const expected = gradient.values[n++];
-    if (!draw.one_in(3)) return;
-    double& x = view.data()[support::offset(at, view.strides())];
-    double const before = x, step = 1e-6;
-    x = before + step;
-    double const above = loss();
-    x = before - step;
-    double const below = loss();
-    x = before;
-    largest = std::max(largest, std::abs((above - below) / (2 * step) - expected));
-  });
-  return largest < 1e-7 ? "" : std::string(name) + " is off by " + std::to_string(largest) + "\n";
-}
 
 reference::options keeping(std::function<bool(index_t, index_t)> rule) {
   reference::options o;
@@ -108,9 +88,9 @@ TEST_CASE("blend: the definition and its gradient", "[mechanism][gates]") {
     auto dweight = support::blank<double, 3>(weight.extents());
     heed::blend_backward(p.full.view(), p.sparse.view(), weight.view(), p.dout.view(), da.view(),
                          db.view(), dweight.view());
-    return complaint + differs(p.draw, "da", p.full, da.values<double>(), loss) +
-           differs(p.draw, "db", p.sparse, db.values<double>(), loss) +
-           differs(p.draw, "dweight", weight, dweight.values<double>(), loss);
+    return complaint + gradient_complaint(p.draw, "da", p.full, da, loss) +
+           gradient_complaint(p.draw, "db", p.sparse, db, loss) +
+           gradient_complaint(p.draw, "dweight", weight, dweight, loss);
   });
 }
 
@@ -151,10 +131,10 @@ TEST_CASE("duo attention: training", "[mechanism][gates]") {
     heed::attention_backward(std::as_const(p.query).view(), std::as_const(p.key).view(),
                              std::as_const(p.value).view(), p.sparse.view(), p.lse.view(),
                              dstreamed.view(), dquery.view(), dkey.view(), dvalue.view(), near);
-    return complaint + differs(p.draw, "dgates", gates, dgates.values<double>(), loss) +
-           differs(p.draw, "dquery", p.query, dquery.values<double>(), loss) +
-           differs(p.draw, "dkey", p.key, dkey.values<double>(), loss) +
-           differs(p.draw, "dvalue", p.value, dvalue.values<double>(), loss);
+    return complaint + gradient_complaint(p.draw, "dgates", gates, dgates, loss) +
+           gradient_complaint(p.draw, "dquery", p.query, dquery, loss) +
+           gradient_complaint(p.draw, "dkey", p.key, dkey, loss) +
+           gradient_complaint(p.draw, "dvalue", p.value, dvalue, loss);
   });
 }
 
@@ -180,6 +160,28 @@ TEST_CASE("duo attention: gates of 1 and 0, and deployment", "[mechanism][gates]
                       p.out.view()),
       "heed: gates have shape [0]; expected one for each key head, a divisor of the 4 "
       "heads");
+}
+
+TEST_CASE("duo attention: the threshold for a share", "[mechanism][gates][quick]") {
+  std::vector<float> const gates{0.75f, 0.25f, 0.5f, 1.0f, 0.0f};
+  auto const threshold = [&](double share) { return heed::duo_threshold<float>(gates, share); };
+  CHECK(threshold(0.5) == 0.5);
+  CHECK(threshold(0.25) == 0.75);
+  CHECK(threshold(0.6) == Approx(0.4));
+  for_each_seed("duo threshold", 200, [](seed_t seed) {
+    support::random draw(seed);
+    std::vector<double> some(static_cast<std::size_t>(draw.between(1, 50)));
+    for (double& gate : some) gate = draw.uniform();
+    double const share = draw.one_in(4) ? double(draw.between(0, 1)) : draw.uniform(),
+                 count = double(some.size()), least = heed::duo_threshold<double>(some, share);
+    double const full =
+        double(std::count_if(some.begin(), some.end(), [&](double gate) { return gate > least; }));
+    if (share == 0 || share == 1) return full == share * count ? "" : "not all or none\n";
+    return std::abs(full - share * count) <= 1 ? "" : "another share is full\n";
+  });
+  CHECK_THROWS_WITH(threshold(1.5),
+                    "heed: duo_threshold got 5 gates and a share of 1.500000; expected at least "
+                    "one gate and a share of 0 to 1");
 }
 
 TEST_CASE("all or here: the pattern", "[mechanism][gates]") {
@@ -335,10 +337,11 @@ TEST_CASE("layer router: the network and its gradient", "[mechanism][gates]") {
           sum += 1e-3 * p.dlogits.view()(b, c) * p.defined(b)[static_cast<std::size_t>(c)];
       return sum;
     };
-    complaint += differs(p.draw, "dx", p.x, shrunk(p.dx), loss);
+    complaint += gradient_complaint(p.draw, "dx", p.x, shrunk(p.dx), loss);
     for (std::size_t n = 0; n < 5; ++n)
-      complaint += differs(p.draw, "dweight", p.weights[n], shrunk(p.dweights[n]), loss) +
-                   differs(p.draw, "dbias", p.biases[n], shrunk(p.dbiases[n]), loss);
+      complaint +=
+          gradient_complaint(p.draw, "dweight", p.weights[n], shrunk(p.dweights[n]), loss) +
+          gradient_complaint(p.draw, "dbias", p.biases[n], shrunk(p.dbiases[n]), loss);
     return complaint;
   });
 }
@@ -391,6 +394,6 @@ TEST_CASE("layer router: soft weights and their gradient", "[mechanism][gates]")
     };
     auto shrunk = dlogits.values<double>();
     for (double& each : shrunk.values) each *= 1e-2;
-    return differs(p.draw, "dlogits", logits, shrunk, loss);
+    return gradient_complaint(p.draw, "dlogits", logits, shrunk, loss);
   });
 }

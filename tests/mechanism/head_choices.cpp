@@ -8,6 +8,7 @@
 #include <heed/mechanism/razor_attention.hpp>
 #include <heed/mechanism/task_kv.hpp>
 
+#include <memory>
 #include <numeric>
 
 // Heads that keep every key and heads that do not: who is which, and what replaces the keys that are dropped.
@@ -168,15 +169,15 @@ TEST_CASE("razor attention: scores of heads", "[mechanism][heads]") {
   index_t const n = 16;
   std::vector<float> query(2 * 16 * 16), key(16 * 16), scores(2);
   std::vector<float> value(16), out(32), lse(32);
-  std::vector<index_t> echo(16, -1), induction(16, -1);
+  std::vector<index_t> tokens;
   for (std::size_t i = 0; i < 16; ++i) {
     key[i * 16 + i] = 50;
+    tokens.push_back(100 - index_t(i) % 8);
     if (i < 8) continue;
     query[(i * 2 + 0) * 16 + i - 8] = 50;
     query[(i * 2 + 1) * 16 + i - 7] = 50;
-    echo[i] = index_t(i) - 8;
-    induction[i] = index_t(i) - 7;
   }
+  auto const echo = heed::earlier_copies(tokens), induction = heed::after_earlier_copies(tokens);
   auto const q = heed::bnhd(query.data(), 1, n, 2, 16), k = heed::bnhd(key.data(), 1, n, 1, 16);
   tensor_view<float, 3> const lse_view(lse.data(), {1, 2, n});
   heed::attention(q, k, heed::bnhd(value.data(), 1, n, 1, 1), heed::bnhd(out.data(), 1, n, 2, 1),
@@ -188,6 +189,42 @@ TEST_CASE("razor attention: scores of heads", "[mechanism][heads]") {
   heed::mean_pair_weights(q, k, lse_view, induction, 0.25, of_heads);
   CHECK(scores[0] < 0.01);
   CHECK(scores[1] == Approx(1));
+}
+
+TEST_CASE("razor attention: who is a retrieval head", "[mechanism][heads][quick]") {
+  std::vector<index_t> const tokens{5, 7, 5, 5, 9, 7};
+  CHECK(heed::earlier_copies(tokens) == std::vector<index_t>{-1, -1, 0, 2, -1, 1});
+  CHECK(heed::after_earlier_copies(tokens) == std::vector<index_t>{-1, -1, 1, 3, -1, 2});
+
+  for_each_seed("retrieval heads", 200, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const heads = draw.between(1, 60);
+    std::vector<float> induction, echo;
+    for (index_t h = 0; h < heads; ++h) {
+      induction.push_back(float(draw.between(0, 20)));  // with ties
+      echo.push_back(float(draw.between(0, 20)));
+    }
+    auto const chosen = std::make_unique<bool[]>(std::size_t(heads));
+    heed::retrieval_heads<float>(induction, echo, {chosen.get(), std::size_t(heads)});
+    auto const ranks_below = [&](std::vector<float> const& scores, std::size_t head, double count) {
+      double before = 0;
+      for (std::size_t other = 0; other < scores.size(); ++other)
+        if (scores[other] > scores[head] || (scores[other] == scores[head] && other < head))
+          ++before;
+      return before < count;
+    };
+    for (std::size_t h = 0; h < std::size_t(heads); ++h)
+      if (chosen[h] != (ranks_below(induction, h, 0.14 * double(heads)) ||
+                        ranks_below(echo, h, 0.01 * double(heads))))
+        return "head " + std::to_string(h) + " of " + std::to_string(heads) + "\n";
+    return std::string();
+  });
+  bool chosen[2];
+  float const scores[3] = {};
+  CHECK_THROWS_WITH(
+      heed::retrieval_heads<float>(scores, scores, chosen),
+      "heed: retrieval_heads got 3 induction scores and a share of 0.140000, 3 echo scores and a "
+      "share of 0.010000; expected 2 scores of each and shares of 0 to 1");
 }
 
 TEST_CASE("task-kv: distant heads", "[mechanism][heads]") {
@@ -386,4 +423,52 @@ TEST_CASE("adaptive heads: the estimate of Gaussian keys", "[mechanism][heads]")
         Approx(std::log(mass)).margin(0.01));
   CHECK(heed::estimated_log_mass(q, 0, 0, 0, 0.8, moments, 0) ==
         -std::numeric_limits<double>::infinity());
+}
+
+TEST_CASE("adaptive heads: a factor for the covariance", "[mechanism][heads]") {
+  for_each_seed("factored moments", 60, [](seed_t seed) {
+    head_problem p(seed);
+    index_t const rank = p.draw.between(1, 7);
+    auto mean = support::blank<double, 3>({p.B, 2, p.D});
+    mean.fill([&](auto const&) { return p.draw.normal(); });
+    auto const factor = support::normal<double>(p.draw, {p.B, 2, rank, p.D});
+    auto covariance = support::blank<double, 4>({p.B, 2, p.D, p.D});
+    covariance.fill([&](auto const& at) {
+      double sum = 0;
+      for (index_t n = 0; n < rank; ++n)
+        sum += factor.view()(at[0], at[1], n, at[2]) * factor.view()(at[0], at[1], n, at[3]);
+      return sum;
+    });
+    heed::key_moments<double const> const whole{std::as_const(mean).view(),
+                                                std::as_const(covariance).view()},
+        factored{std::as_const(mean).view(), {}, factor.view()};
+    heed::adaptive_heads const how{1, 2, p.draw.uniform()};
+    auto const run = [&](auto const& moments) {
+      auto reaches_far = support::blank<float, 3>({p.B, p.H, p.N});
+      heed::adaptive_attention(std::as_const(p.query).view(), std::as_const(p.key).view(),
+                               std::as_const(p.value).view(), p.out.view(), moments, how,
+                               reaches_far.view(), heed::scale{p.scale});
+      return reaches_far.values<float>().values;
+    };
+    std::string complaint;
+    for (index_t h = 0; h < p.H; ++h) {
+      auto const mass = [&](auto const& moments) {
+        return heed::estimated_log_mass(p.query.view(), 1, p.N - 1, h, p.scale, moments, 9);
+      };
+      double const exact = mass(whole);
+      if (!(std::abs(mass(factored) - exact) < 1e-12 * (1 + std::abs(exact))))
+        complaint += "the estimate differs\n";
+    }
+    if (run(whole) != run(factored)) complaint += "another choice\n";
+    return complaint;
+  });
+  head_problem p(1);
+  auto const mean = support::blank<double, 3>({1, 2, p.D});
+  auto const factor = support::blank<double, 4>({1, 1, 3, p.D});
+  CHECK_THROWS_WITH(
+      heed::adaptive_attention(p.query.view(), p.key.view(), p.value.view(), p.out.view(),
+                               heed::key_moments<double const>{mean.view(), {}, factor.view()},
+                               heed::adaptive_heads{}, p.lse.view()),
+      "heed: key moments have shapes [1, 2, 5] and [1, 1, 3, 5]; expected [1 or batch, key_heads, "
+      "5] and [1 or batch, key_heads, rank, 5]");
 }

@@ -1,7 +1,9 @@
 #include "support/pattern_check.hpp"
 
+#include <heed/pattern/any_pattern.hpp>
 #include <heed/pattern/band.hpp>
 #include <heed/pattern/columns.hpp>
+#include <heed/pattern/key_set.hpp>
 
 #include <vector>
 
@@ -66,6 +68,41 @@ TEST_CASE("pairs are counted", "[pattern][quick]") {
     check("not", ~(window | other));
     return complaint;
   });
+}
+
+TEST_CASE("pairs of a pattern chosen at run time are counted", "[pattern][quick]") {
+  for_each_seed("pairs of any pattern", 200, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const rows = draw.between(0, 200), keys = draw.between(0, 200);
+    heed::sliding_window const window{draw.between(0, 60), draw.between(0, 60)};
+    heed::first_keys const first{draw.between(0, 100)};
+    std::vector<index_t> listed;
+    for (index_t j = 0; j < keys; ++j)
+      if (draw.one_in(7)) listed.push_back(j);
+    heed::key_list const list{heed::tensor_view<index_t const, 3>(
+        listed.data(), {1, 1, static_cast<index_t>(listed.size())})};
+    std::string complaint;
+    auto const check = [&](char const* name, auto const& pattern) {
+      index_t const counted = kept_pairs(heed::any_pattern(pattern), rows, keys),
+                    expected = kept_pairs(pattern, rows, keys);
+      if (counted != expected)
+        complaint += std::string(name) + ": " + std::to_string(counted) + ", not " +
+                     std::to_string(expected) + "\n";
+    };
+    check("closed form", window);
+    check("keep", only_keep{window});
+    check("scattered", list);
+    check("composed", (window | list) & ~first);
+    heed::any_pattern const a = window, b = list;
+    check("of any patterns", a | ~b);
+    if (kept_pairs(a | ~b, rows, keys) != kept_pairs(window | ~list, rows, keys))
+      complaint += "any patterns composed\n";
+    return complaint;
+  });
+  std::vector<index_t> const lengths{3, 0, 7};
+  CHECK(kept_pairs(heed::any_pattern(heed::key_lengths{lengths}),
+                   {.batches = 3, .sequences = 3, .heads = 2, .rows = 5, .keys = 7}) ==
+        2 * 5 * (3 + 0 + 7));
 }
 
 TEST_CASE("pairs of full tiles are not visited", "[pattern][quick]") {

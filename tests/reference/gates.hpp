@@ -8,15 +8,6 @@
 /// Gates between two results, and the router of Flux Attention, in plain loops and double.
 namespace reference {
 
-/// The loss sum weights . values.
-template <int Rank>
-double weighted_sum(tensor<double, Rank> const& weights, tensor<double, Rank> const& values) {
-  double sum = 0;
-  for (std::size_t n = 0; n < values.values.size(); ++n)
-    sum += weights.values[n] * values.values[n];
-  return sum;
-}
-
 struct dense_map {
   std::vector<std::vector<double>> weight;  // [out][in]
   std::vector<double> bias;

@@ -52,4 +52,13 @@ struct tensor {
   }
 };
 
+/// The loss sum weights . values.
+template <int Rank>
+double weighted_sum(tensor<double, Rank> const& weights, tensor<double, Rank> const& values) {
+  double sum = 0;
+  for (std::size_t n = 0; n < values.values.size(); ++n)
+    sum += weights.values[n] * values.values[n];
+  return sum;
+}
+
 }  // namespace reference

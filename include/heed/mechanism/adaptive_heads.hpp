@@ -16,10 +16,15 @@ namespace heed {
 ///
 ///   mean         [batch or 1, key_heads, dim]
 ///   covariance   [batch or 1, key_heads, dim, dim]
+///   factor       [batch or 1, key_heads, rank, dim], optional: factor' factor serves for the covariance, which may then
+///                be an empty view; of a low rank it costs less
 template <class T>
 struct key_moments {
   tensor_view<T, 3> mean;
   tensor_view<T, 4> covariance;
+  tensor_view<T, 4> factor = {};
+
+  bool is_factored() const { return factor.data() != nullptr; }
 };
 
 /// Measures the moments of the keys of a prefill, rotated if the keys are.
@@ -56,7 +61,7 @@ void measure_key_moments(tensor_view<K, 4> key, key_moments<T> const& to) {
 }
 
 /// log of the weight of `count` keys with these moments, for a query of head `head`:
-/// log count + scale q.mean + scale^2 q.covariance q / 2; -infinity for none.
+/// log count + scale q.mean + scale^2 q.covariance q / 2, the last q.covariance q = |factor q|^2; -infinity for none.
 template <element Q, class T>
 double estimated_log_mass(tensor_view<Q, 4> query, index_t b, index_t i, index_t head, double scale,
                           key_moments<T> const& moments, index_t count) {
@@ -67,12 +72,14 @@ double estimated_log_mass(tensor_view<Q, 4> query, index_t b, index_t i, index_t
     return convert_element<double>(convert_element<compute_type<Q>>(query(b, i, head, d)));
   };
   double mean = 0, spread = 0;
-  for (index_t d = 0; d < dim; ++d) {
+  for (index_t d = 0; d < dim; ++d)
     mean += q(d) * static_cast<double>(moments.mean(entry, key_head, d));
+  auto const& matrix = moments.is_factored() ? moments.factor : moments.covariance;
+  for (index_t n = 0; n < matrix.extent(2); ++n) {
     double row = 0;
-    for (index_t e = 0; e < dim; ++e)
-      row += static_cast<double>(moments.covariance(entry, key_head, d, e)) * q(e);
-    spread += q(d) * row;
+    for (index_t d = 0; d < dim; ++d)
+      row += static_cast<double>(matrix(entry, key_head, n, d)) * q(d);
+    spread += row * (moments.is_factored() ? row : q(n));
   }
   return std::log(static_cast<double>(count)) + scale * mean + scale * scale * spread / 2;
 }
@@ -97,16 +104,18 @@ inline workspace& adaptive_heads_workspace() {
 template <class Q, class T>
 void check_moments(tensor_view<Q, 4> query, key_moments<T> const& moments) {
   auto const& mean = moments.mean;
-  auto const& covariance = moments.covariance;
-  index_t const dim = query.extent(3), key_heads = mean.extent(1);
+  auto const& matrix = moments.is_factored() ? moments.factor : moments.covariance;
+  index_t const dim = query.extent(3), key_heads = mean.extent(1),
+                rank = moments.is_factored() ? matrix.extent(2) : dim;
   require((mean.extent(0) == 1 || mean.extent(0) == query.extent(0)) && key_heads > 0 &&
               query.extent(2) % key_heads == 0 && mean.extent(2) == dim &&
-              covariance.extents() == std::array<index_t, 4>{mean.extent(0), key_heads, dim, dim},
+              matrix.extents() == std::array<index_t, 4>{mean.extent(0), key_heads, rank, dim},
           [&] {
             return "key moments have shapes " + shape_text(mean.extents()) + " and " +
-                   shape_text(covariance.extents()) + "; expected [1 or batch, key_heads, " +
-                   std::to_string(dim) + "] and [1 or batch, key_heads, " + std::to_string(dim) +
-                   ", " + std::to_string(dim) + "]";
+                   shape_text(matrix.extents()) + "; expected [1 or batch, key_heads, " +
+                   std::to_string(dim) + "] and [1 or batch, key_heads, " +
+                   (moments.is_factored() ? "rank" : std::to_string(dim)) + ", " +
+                   std::to_string(dim) + "]";
           });
 }
 
@@ -117,7 +126,7 @@ void check_moments(tensor_view<Q, 4> query, key_moments<T> const& moments) {
 /// `causal{} & (how.near() | chosen_rows{reaches_far})`, which is also what attention_backward takes.
 ///
 /// Ingredients: scale, an executor, scratch, lse_into. Also a step of decoding, which costs the near keys and, for the
-/// decision, head_dim^2.
+/// decision, head_dim^2 or rank head_dim.
 template <element Q, element K, element V, element O, class M, class T, class... Ingredients>
 void adaptive_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                         tensor_view<O, 4> out, key_moments<M> const& moments,

@@ -1,189 +1,71 @@
 #pragma once
 
-#include <heed/mechanism/combiner.hpp>
+#include <heed/mechanism/combiner_grid.hpp>
 
-/// Combiner on grids of tokens, causal in row-major order. Every part of a row's keys is a row or a column of the grid,
-/// so that each is plain attention over views with other strides, and the parts are merged.
+/// Combiner on grids, forward and backward: plain attention over the rows and columns of a grid, through views with other
+/// strides, and the parts merged.
 namespace heed {
-
-/// What the query at row r and column c of a grid meets beside its own row up to itself.
-enum class combiner_axis {
-  row_major,  ///< earlier rows, each through its member in column c
-  vertical,   ///< its own column above, directly; every other column through its part above row r
-  horizontal,  ///< its own column above; of every earlier row the part left of c and the part right of it
-  mixture  ///< both of the last two, as published: earlier rows count twice
-};
-
-/// Where a row-major summary takes its key from: the member's own key, or the sum of the row's keys by its shares.
-enum class summary_key { own, weighted_sum };
-
-struct combiner_grid {
-  index_t rows;
-  index_t columns;
-  combiner_axis axis = combiner_axis::row_major;
-  pooling pool = pooling::max;         // of vertical, horizontal and mixture
-  summary_key key = summary_key::own;  // of row_major
-
-  void check() const {
-    require(rows >= 1 && columns >= 1, [&] {
-      return "combiner_grid has " + std::to_string(rows) + " rows and " + std::to_string(columns) +
-             " columns; expected at least 1 of each";
-    });
-  }
-};
 
 namespace detail {
 
-/// The rows of a grid, or its columns, as batch entries: entries `lines` of them, positions `along` of each.
-struct grid_lines {
-  combiner_grid const& grid;
-  bool rows;
-  interval lines, along;
+/// Tensors of one batch entry.
+template <class T>
+struct grid_tensors {
+  tensor_view<T, 4> query, key, value;
+  tensor_view<T, 3> lse;
 
-  static grid_lines all(combiner_grid const& grid, bool rows) {
-    interval const each_row{0, grid.rows}, each_column{0, grid.columns};
-    return {grid, rows, rows ? each_row : each_column, rows ? each_column : each_row};
+  /// With as many heads and as large as these; the lse is that of `query`.
+  template <class Q, class K, class V>
+  grid_tensors(arena& memory, tensor_view<Q, 4> q, tensor_view<K, 4> k, tensor_view<V, 4> v) {
+    query = take(memory, q.extent(2), q.extent(1), q.extent(3));
+    key = take(memory, k.extent(2), q.extent(1), k.extent(3));
+    value = take(memory, v.extent(2), q.extent(1), v.extent(3));
+    lse = {memory.take<T>(q.extent(2) * q.extent(1)), {1, q.extent(2), q.extent(1)}};
   }
-  grid_lines cut(interval new_lines, interval new_along) const {
-    return {grid, rows, new_lines, new_along};
-  }
-
-  /// Of a tensor [1, position, head, dim].
-  template <class E>
-  tensor_view<E, 4> operator()(tensor_view<E, 4> of) const {
-    auto const [line, next] = steps(of.stride(1));
-    return {of.data() + lines.first * line + along.first * next,
-            {lines.size(), along.size(), of.extent(2), of.extent(3)},
-            {line, next, of.stride(2), of.stride(3)}};
-  }
-  /// Of a tensor [1, head, position].
-  template <class E>
-  tensor_view<E, 3> operator()(tensor_view<E, 3> of) const {
-    auto const [line, next] = steps(of.stride(2));
-    return {of.data() + lines.first * line + along.first * next,
-            {lines.size(), of.extent(1), along.size()},
-            {line, of.stride(1), next}};
-  }
-
- private:
-  std::array<index_t, 2> steps(index_t step) const {
-    return rows ? std::array{grid.columns * step, step} : std::array{step, grid.columns * step};
+  static tensor_view<T, 4> take(arena& memory, index_t heads, index_t rows, index_t dim) {
+    return bhnd(memory.take<T>(heads * rows * dim), 1, heads, rows, dim);
   }
 };
 
-/// The positions of each batch entry from the last to the first.
-template <class E>
-tensor_view<E, 4> reversed(tensor_view<E, 4> lines) {
-  return {lines.data() + (lines.extent(1) - 1) * lines.stride(1),
-          lines.extents(),
-          {lines.stride(0), -lines.stride(1), lines.stride(2), lines.stride(3)}};
-}
-
-/// pooled(line, n) = the pool of the positions [0, n] of a line.
-template <class T, class E>
-void pool_prefixes(tensor_view<E, 4> all, pooling how, tensor_view<T, 4> pooled) {
-  for (index_t line = 0; line < all.extent(0); ++line)
-    for (index_t h = 0; h < all.extent(2); ++h)
-      for (index_t d = 0; d < all.extent(3); ++d) {
-        T so_far = 0;
-        for (index_t n = 0; n < all.extent(1); ++n) {
-          T const next = convert_element<T>(all(line, n, h, d));
-          so_far = n == 0 ? next : how == pooling::max ? std::max(so_far, next) : so_far + next;
-          pooled(line, n, h, d) = how == pooling::mean ? so_far / static_cast<T>(n + 1) : so_far;
-        }
-      }
-}
-
-/// One batch entry: the parts of its keys, merged into the result as they come.
+/// A call with one batch entry, and the summaries of one part at a time.
 template <class T, class Q, class K, class V, class... Shared>
-class axial_combiner {
+class grid_call {
  public:
-  struct memory {
-    partial_attention<T> whole, part;
-    tensor_view<T, 4> query, key, value;  // of summaries
-
-    memory(arena& from, index_t positions, index_t heads, index_t dim, index_t value_dim) {
-      auto const take = [&](index_t size) {
-        return bhnd(from.take<T>(heads * positions * size), 1, heads, positions, size);
-      };
-      for (auto* each : {&whole, &part})
-        *each = {take(value_dim), {from.take<T>(heads * positions), {1, heads, positions}}};
-      query = take(dim);
-      key = take(dim);
-      value = take(value_dim);
-    }
-  };
-
-  axial_combiner(combiner_grid const& grid, tensor_view<Q, 4> query, tensor_view<K, 4> key,
-                 tensor_view<V, 4> value, memory const& scratch,
-                 std::tuple<Shared...> const& shared)
+  grid_call(combiner_grid const& grid, tensor_view<Q, 4> query, tensor_view<K, 4> key,
+            tensor_view<V, 4> value, arena& memory, std::tuple<Shared...> const& shared)
       : grid_(grid),
         query_(query),
         key_(key),
         value_(value),
-        memory_(scratch),
         shared_(shared),
-        pooled_key_(memory_.key.slice(2, 0, key.extent(2))) {}
+        summary_(memory, query, like_summaries(key, has_sums()), like_summaries(value, true)) {}
 
-  void run() {
-    attend(rows_(query_), rows_(key_), rows_(value_), rows_(memory_.whole.out), causal{},
-           lse_into<T>{rows_(memory_.whole.lse)});
-    if (grid_.rows == 1) return;
-    if (grid_.axis == combiner_axis::row_major) return add_rows_through_members();
-    add(below_, above_(key_), above_(value_), causal{});
-    if (grid_.axis != combiner_axis::horizontal) add_other_columns();
-    if (grid_.axis != combiner_axis::vertical && grid_.columns > 1) {
-      add_parts_of_rows([](auto const& lines) { return lines; }, 1, 0);
-      add_parts_of_rows([](auto const& lines) { return reversed(lines); }, 0, 1);
+ protected:
+  /// Keys that are pooled have the heads of keys; other summaries those of queries.
+  template <class E>
+  tensor_view<E, 4> like_summaries(tensor_view<E, 4> view, bool for_query_heads) const {
+    return {
+        view.data(),
+        {1, view.extent(1), for_query_heads ? query_.extent(2) : view.extent(2), view.extent(3)}};
+  }
+  bool has_members() const { return grid_.axis == combiner_axis::row_major; }
+  bool has_sums() const { return has_members() && grid_.key == summary_key::weighted_sum; }
+
+  void summarise(grid_lines const& spans) {
+    lse_into<T> const lse{spans(summary_.lse)};
+    if (has_members()) {
+      attend(spans(query_), spans(key_), spans(value_), spans(summary_.value), dense{}, lse);
+      if (has_sums()) attend(spans(query_), spans(key_), spans(key_), spans(summary_.key), dense{});
+      return;
     }
-  }
-
- private:
-  void add_rows_through_members() {
-    attend(rows_(query_), rows_(key_), rows_(value_), rows_(memory_.value), dense{});
-    if (grid_.key == summary_key::own)
-      return add(below_, above_(key_), above_(memory_.value), causal{});
-    attend(rows_(query_), rows_(key_), rows_(key_), rows_(memory_.key), dense{});
-    add(below_, above_(memory_.key), above_(memory_.value), causal{});
-  }
-
-  void add_other_columns() {
-    pool_prefixes(columns_(query_), grid_.pool, columns_(memory_.query));
-    pool_prefixes(columns_(key_), grid_.pool, columns_(pooled_key_));
-    attend(columns_(memory_.query), columns_(key_), columns_(value_), columns_(memory_.value),
-           causal{});
-    interval const every{0, grid_.columns};
-    grid_lines const later = rows_.cut({1, grid_.rows}, every),
-                     earlier = rows_.cut({0, grid_.rows - 1}, every);
-    add(later, earlier(pooled_key_), earlier(memory_.value), ~sliding_window{0, 0});
-  }
-
-  /// `turned` makes a part of a row begin at its first column; the query's column is that of the summary moved.
-  template <class Turned>
-  void add_parts_of_rows(Turned turned, index_t first_query, index_t first_summary) {
-    pool_prefixes(turned(rows_(query_)), grid_.pool, turned(rows_(memory_.query)));
-    pool_prefixes(turned(rows_(key_)), grid_.pool, turned(rows_(pooled_key_)));
-    attend(turned(rows_(memory_.query)), turned(rows_(key_)), turned(rows_(value_)),
-           turned(rows_(memory_.value)), causal{});
-    auto const neighbours = [&](index_t first) {
-      return interval{first, first + grid_.columns - 1};
-    };
-    grid_lines const queries = columns_.cut(neighbours(first_query), {1, grid_.rows}),
-                     summaries = columns_.cut(neighbours(first_summary), {0, grid_.rows - 1});
-    add(queries, summaries(pooled_key_), summaries(memory_.value), causal{});
-  }
-
-  template <class Key, class Value, class Pattern>
-  void add(grid_lines const& queries, Key const& key, Value const& value, Pattern const& pattern) {
-    partial_attention<T> const whole{queries(memory_.whole.out), queries(memory_.whole.lse)},
-        part{queries(memory_.part.out), queries(memory_.part.lse)};
-    attend(queries(query_), key, value, part.out, pattern, lse_into<T>{part.lse});
-    merge_attention(std::array{whole, part}, whole.out, whole.lse);
+    pool_prefixes(spans(query_), grid_.pool, spans(summary_.query));
+    pool_prefixes(spans(key_), grid_.pool, spans(summary_.key));
+    attend(spans(summary_.query), spans(key_), spans(value_), spans(summary_.value), causal{}, lse);
   }
 
   template <class A, class B, class C, class... I>
   void attend(tensor_view<A, 4> query, tensor_view<B, 4> key, tensor_view<C, 4> value,
-              tensor_view<T, 4> out, I const&... ingredients) {
+              tensor_view<T, 4> out, I const&... ingredients) const {
     std::apply(
         [&](auto const&... shared) {
           attention(tensor_view<A const, 4>(query), tensor_view<B const, 4>(key),
@@ -196,13 +78,189 @@ class axial_combiner {
   tensor_view<Q, 4> query_;
   tensor_view<K, 4> key_;
   tensor_view<V, 4> value_;
-  memory const& memory_;
   std::tuple<Shared...> const& shared_;
-  tensor_view<T, 4> pooled_key_;
-  grid_lines const rows_ = grid_lines::all(grid_, true), columns_ = grid_lines::all(grid_, false),
-                   below_ = columns_.cut({0, grid_.columns}, {1, grid_.rows}),
-                   above_ = columns_.cut({0, grid_.columns}, {0, grid_.rows - 1});
+  grid_tensors<T> summary_;
 };
+
+/// The parts of the result, merged as they come.
+template <class T, class Q, class K, class V, class... Shared>
+class grid_forward : grid_call<T, Q, K, V, Shared...> {
+ public:
+  grid_forward(combiner_grid const& grid, tensor_view<Q, 4> query, tensor_view<K, 4> key,
+               tensor_view<V, 4> value, arena& memory, std::tuple<Shared...> const& shared)
+      : grid_call<T, Q, K, V, Shared...>(grid, query, key, value, memory, shared) {
+    index_t const heads = query.extent(2), rows = query.extent(1);
+    for (auto* each : {&whole, &part_})
+      *each = {grid_tensors<T>::take(memory, heads, rows, value.extent(3)),
+               {memory.take<T>(heads * rows), {1, heads, rows}}};
+  }
+
+  partial_attention<T> whole;
+
+  template <class Pattern>
+  void direct(grid_lines const& queries, grid_lines const& keys, Pattern const& pattern) {
+    add(queries, keys(this->key_), keys(this->value_), pattern);
+  }
+  template <class Pattern>
+  void summarised(grid_lines const& spans, grid_lines const& queries, grid_lines const& summaries,
+                  Pattern const& pattern) {
+    this->summarise(spans);
+    auto const values = summaries(this->summary_.value);
+    if (this->has_members() && !this->has_sums())
+      add(queries, summaries(this->key_), values, pattern);
+    else
+      add(queries, summaries(this->summary_.key), values, pattern);
+  }
+
+ private:
+  template <class Key, class Value, class Pattern>
+  void add(grid_lines const& queries, Key const& key, Value const& value, Pattern const& pattern) {
+    partial_attention<T> const all{queries(whole.out), queries(whole.lse)},
+        part{queries(part_.out), queries(part_.lse)};
+    partial_attention<T> const& to = is_first_ ? all : part;
+    this->attend(queries(this->query_), key, value, to.out, pattern, lse_into<T>{to.lse});
+    if (!is_first_) merge_attention(std::array{all, part}, all.out, all.lse);
+    is_first_ = false;
+  }
+
+  partial_attention<T> part_;
+  bool is_first_ = true;
+};
+
+/// The gradients of each part with the result of all, and through its summaries, added up.
+template <class T, class Q, class K, class V, class O, class L, class DO, class... Shared>
+class grid_backward : grid_call<T, Q, K, V, Shared...> {
+ public:
+  grid_backward(combiner_grid const& grid, tensor_view<Q, 4> query, tensor_view<K, 4> key,
+                tensor_view<V, 4> value, tensor_view<O, 4> out, tensor_view<L, 3> lse,
+                tensor_view<DO, 4> dout, arena& memory, std::tuple<Shared...> const& shared)
+      : grid_call<T, Q, K, V, Shared...>(grid, query, key, value, memory, shared),
+        gradient(memory, query, key, value),
+        out_(out),
+        lse_(lse),
+        dout_(dout),
+        part_(memory, query, key, value),
+        dsummary_(memory, query, this->summary_.key, this->summary_.value) {
+    if (memory.measuring()) return;
+    for (auto const& sum : {gradient.query, gradient.key, gradient.value}) clear(sum);
+  }
+
+  grid_tensors<T> gradient;  // of query, key and value
+
+  template <class Pattern>
+  void direct(grid_lines const& queries, grid_lines const& keys, Pattern const& pattern) {
+    differentiate(queries, keys(this->key_), keys(this->value_), keys(part_.key), keys(part_.value),
+                  pattern);
+    add_to(keys(gradient.key), keys(part_.key));
+    add_to(keys(gradient.value), keys(part_.value));
+  }
+  template <class Pattern>
+  void summarised(grid_lines const& spans, grid_lines const& queries, grid_lines const& summaries,
+                  Pattern const& pattern) {
+    this->summarise(spans);
+    clear(dsummary_.key);  // some summaries are met by none
+    clear(dsummary_.value);
+    auto const values = summaries(this->summary_.value), dvalues = summaries(dsummary_.value);
+    if (this->has_members() && !this->has_sums()) {
+      differentiate(queries, summaries(this->key_), values, summaries(part_.key), dvalues, pattern);
+      add_to(summaries(gradient.key), summaries(part_.key));
+    } else {
+      differentiate(queries, summaries(this->summary_.key), values, summaries(dsummary_.key),
+                    dvalues, pattern);
+    }
+    if (this->has_members())
+      through_members(spans);
+    else
+      through_pools(spans);
+  }
+
+ private:
+  template <class A, class B, class Pattern>
+  void differentiate(grid_lines const& queries, tensor_view<A, 4> key, tensor_view<B, 4> value,
+                     tensor_view<T, 4> dkey, tensor_view<T, 4> dvalue, Pattern const& pattern) {
+    backward(queries(this->query_), key, value, queries(out_), queries(lse_), queries(dout_),
+             queries(part_.query), dkey, dvalue, pattern);
+    add_to(queries(gradient.query), queries(part_.query));
+  }
+
+  void through_members(grid_lines const& spans) {
+    auto const query = spans(this->query_);
+    auto const key = spans(this->key_);
+    auto const lse = spans(this->summary_.lse);
+    auto const add = [&](tensor_view<T, 4> to, tensor_view<T, 4> more) {
+      add_to(spans(to), spans(more));
+    };
+    backward(query, key, spans(this->value_), spans(this->summary_.value), lse,
+             spans(dsummary_.value), spans(part_.query), spans(part_.key), spans(part_.value),
+             dense{});
+    add(gradient.query, part_.query);
+    add(gradient.key, part_.key);
+    add(gradient.value, part_.value);
+    if (!this->has_sums()) return;
+    // Keys are the values too. There are no pooled queries, so their room is free.
+    auto const as_values = dsummary_.query.slice(2, 0, this->key_.extent(2));
+    backward(query, key, key, spans(this->summary_.key), lse, spans(dsummary_.key),
+             spans(part_.query), spans(part_.key), spans(as_values), dense{});
+    add(gradient.query, part_.query);
+    add(gradient.key, part_.key);
+    add(gradient.key, as_values);
+  }
+
+  void through_pools(grid_lines const& spans) {
+    backward(spans(this->summary_.query), spans(this->key_), spans(this->value_),
+             spans(this->summary_.value), spans(this->summary_.lse), spans(dsummary_.value),
+             spans(dsummary_.query), spans(part_.key), spans(part_.value), causal{});
+    add_to(spans(gradient.key), spans(part_.key));
+    add_to(spans(gradient.value), spans(part_.value));
+    auto const how = this->grid_.pool;
+    pool_prefixes_backward(spans(this->query_), how, spans(dsummary_.query), spans(gradient.query));
+    pool_prefixes_backward(spans(this->key_), how, spans(dsummary_.key), spans(gradient.key));
+  }
+
+  template <class A, class B, class C, class R, class M, class D, class Pattern>
+  void backward(tensor_view<A, 4> query, tensor_view<B, 4> key, tensor_view<C, 4> value,
+                tensor_view<R, 4> out, tensor_view<M, 3> lse, tensor_view<D, 4> dout,
+                tensor_view<T, 4> dquery, tensor_view<T, 4> dkey, tensor_view<T, 4> dvalue,
+                Pattern const& pattern) {
+    std::apply(
+        [&](auto const&... shared) {
+          attention_backward(tensor_view<A const, 4>(query), tensor_view<B const, 4>(key),
+                             tensor_view<C const, 4>(value), tensor_view<R const, 4>(out),
+                             tensor_view<M const, 3>(lse), tensor_view<D const, 4>(dout), dquery,
+                             dkey, dvalue, pattern, shared...);
+        },
+        this->shared_);
+  }
+
+  static void clear(tensor_view<T, 4> view) { std::fill_n(view.data(), view.size(), T(0)); }
+
+  tensor_view<O, 4> out_;
+  tensor_view<L, 3> lse_;
+  tensor_view<DO, 4> dout_;
+  grid_tensors<T> part_, dsummary_;
+};
+
+template <class T, class Q, class K, class V, class O, class... I>
+void check_grid(combiner_grid const& grid, tensor_view<Q, 4> query, tensor_view<K, 4> key,
+                tensor_view<V, 4> value, tensor_view<O, 4> out, I const&... ingredients) {
+  check_combiner<T>(grid, query, key, value, out, ingredients...);
+  require(query.extent(1) == grid.rows * grid.columns, [&] {
+    return "query has shape " + shape_text(query.extents()) + "; expected " +
+           std::to_string(grid.rows * grid.columns) + " positions, those of the grid";
+  });
+}
+
+/// Calls f(b, make(b, memory)) for each of a number of batch entries, in memory of the calling thread.
+template <class Make, class F>
+void each_grid_entry(index_t batches, Make make, F f) {
+  arena size;
+  if (batches > 0) make(index_t{0}, size);
+  std::byte* const memory = combiner_workspace().reserve(size.used());
+  for (index_t b = 0; b < batches; ++b) {
+    arena taken(memory);
+    f(b, make(b, taken));
+  }
+}
 
 }  // namespace detail
 
@@ -217,32 +275,52 @@ void combiner_attention(combiner_grid const& grid, tensor_view<Q, 4> query, tens
                         tensor_view<V, 4> value, tensor_view<O, 4> out,
                         Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, O>;
-  detail::check_combiner<T>(grid, query, key, value, out, ingredients...);
-  require(query.extent(1) == grid.rows * grid.columns, [&] {
-    return "query has shape " + shape_text(query.extents()) + "; expected " +
-           std::to_string(grid.rows * grid.columns) + " positions, those of the grid";
-  });
+  detail::check_grid<T>(grid, query, key, value, out, ingredients...);
   if (out.size() == 0) return;
-  auto const shared = attend::all_of<detail::is_for_summaries>(ingredients...);
-  using combiner = decltype([]<class... I>(std::tuple<I...> const&) {
-    return static_cast<detail::axial_combiner<T, Q, K, V, I...>*>(nullptr);
-  }(shared));
-  using worker = std::remove_pointer_t<combiner>;
-  auto const lay_out = [&](arena& memory) {
-    return typename worker::memory(memory, query.extent(1), query.extent(2), query.extent(3),
-                                   value.extent(3));
-  };
-  arena size;
-  lay_out(size);
-  arena memory(detail::combiner_workspace().reserve(size.used()));
-  auto const scratch = lay_out(memory);
   auto const lse = attend::one_of<detail::is_lse_into>(lse_into<T>{}, ingredients...).out;
-  for (index_t b = 0; b < query.extent(0); ++b) {
-    worker(grid, query.slice(0, b, 1), key.slice(0, b, 1), value.slice(0, b, 1), scratch, shared)
-        .run();
-    merge_attention(std::array{scratch.whole}, out.slice(0, b, 1),
-                    lse.data() == nullptr ? lse : lse.slice(0, b, 1));
-  }
+  auto const shared = attend::all_of<detail::is_for_summaries>(ingredients...);
+  auto const work_on = [&]<class... I>(std::tuple<I...> const& own, index_t b, arena& memory) {
+    return detail::grid_forward<T, Q, K, V, I...>(grid, query.slice(0, b, 1), key.slice(0, b, 1),
+                                                  value.slice(0, b, 1), memory, own);
+  };
+  detail::each_grid_entry(
+      query.extent(0), [&](index_t b, arena& memory) { return work_on(shared, b, memory); },
+      [&](index_t b, auto work) {
+        detail::each_grid_part(grid, work);
+        merge_attention(std::array{work.whole}, out.slice(0, b, 1),
+                        lse.data() == nullptr ? lse : lse.slice(0, b, 1));
+      });
+}
+
+/// The gradients of that from its saved out and lse, with the ingredients of the forward call. There is none of scale.
+template <element Q, element K, element V, element O, class L, element DO, element DQ, element DK,
+          element DV, class... Ingredients>
+void combiner_attention_backward(combiner_grid const& grid, tensor_view<Q, 4> query,
+                                 tensor_view<K, 4> key, tensor_view<V, 4> value,
+                                 tensor_view<O, 4> out, tensor_view<L, 3> lse,
+                                 tensor_view<DO, 4> dout, tensor_view<DQ, 4> dquery,
+                                 tensor_view<DK, 4> dkey, tensor_view<DV, 4> dvalue,
+                                 Ingredients const&... ingredients) {
+  using T = compute_type<Q, K, V, O>;
+  detail::check_grid<T>(grid, query, key, value, out, ingredients...);
+  attend::check_gradients(query, key, value, dquery, dkey, dvalue);
+  detail::require_lse(lse.extents(), "lse", out.extents());
+  attend::detail::expect_like("dout", dout, out.extents(), "out");
+  auto const shared = attend::all_of<detail::is_for_summaries>(ingredients...);
+  auto const work_on = [&]<class... I>(std::tuple<I...> const& own, index_t b, arena& memory) {
+    auto const entry = [&](auto view) { return view.slice(0, b, 1); };
+    return detail::grid_backward<T, Q, K, V, O, L, DO, I...>(grid, entry(query), entry(key),
+                                                             entry(value), entry(out), entry(lse),
+                                                             entry(dout), memory, own);
+  };
+  detail::each_grid_entry(
+      query.extent(0), [&](index_t b, arena& memory) { return work_on(shared, b, memory); },
+      [&](index_t b, auto work) {
+        detail::each_grid_part(grid, work);
+        copy_elements(work.gradient.query, dquery.slice(0, b, 1));
+        copy_elements(work.gradient.key, dkey.slice(0, b, 1));
+        copy_elements(work.gradient.value, dvalue.slice(0, b, 1));
+      });
 }
 
 }  // namespace heed

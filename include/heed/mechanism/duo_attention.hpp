@@ -4,6 +4,8 @@
 #include <heed/mechanism/streaming.hpp>
 
 #include <algorithm>
+#include <span>
+#include <vector>
 
 /// DuoAttention: Efficient Long-Context LLM Inference with Retrieval and Streaming Heads. A gate for each key/value
 /// head says whether its query heads need all keys. While gates are trained both results are mixed:
@@ -62,6 +64,24 @@ void duo_blend_backward(tensor_view<A, 4> full, tensor_view<B, 4> streamed, tens
         if (gates(g) > 0 && gates(g) < 1)
           dgates(g) = static_cast<DG>(static_cast<double>(dgates(g)) + sum);
       });
+}
+
+/// The threshold with which a share of all gates, those of every layer together, is for full attention: their quantile
+/// at 1 - share, between two of them in proportion. With a share of 1 all are, with 0 none.
+template <class G>
+double duo_threshold(std::span<G const> gates, double share) {
+  require(share >= 0 && share <= 1 && !gates.empty(), [&] {
+    return "duo_threshold got " + std::to_string(gates.size()) + " gates and a share of " +
+           std::to_string(share) + "; expected at least one gate and a share of 0 to 1";
+  });
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  if (share == 0 || share == 1) return share == 0 ? infinity : -infinity;
+  std::vector<double> sorted(gates.begin(), gates.end());
+  std::sort(sorted.begin(), sorted.end());
+  double const place = (1 - share) * static_cast<double>(sorted.size() - 1);
+  auto const below = static_cast<std::size_t>(place);
+  double const above = sorted[std::min(below + 1, sorted.size() - 1)];
+  return sorted[below] + (place - static_cast<double>(below)) * (above - sorted[below]);
 }
 
 /// The deployed choice, into the numbers of streaming_heads: heads whose gate exceeds the threshold are causal.

@@ -3,7 +3,12 @@
 #include <heed/mechanism/extra_keys.hpp>
 #include <heed/mechanism/streaming.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <span>
+#include <unordered_map>
+#include <vector>
 
 /// RazorAttention: Efficient KV Cache Compression Through Retrieval Heads. Retrieval heads keep every key. The others
 /// keep sinks and recent keys, and one compensation token: the mean key and the mean value of those that they dropped,
@@ -86,9 +91,25 @@ constexpr index_t razor_recent(index_t length, index_t least, index_t part) {
   return std::max(least, length / part);
 }
 
-/// The mean weight of chosen pairs in each head, which tells retrieval heads: on a probe of random tokens that repeat,
-/// the pair of a token and its earlier copy for the echo score, and of a token and what followed its earlier copy for the
-/// induction score.
+/// The pairs whose weights tell retrieval heads, on a probe of random tokens that repeat: for each token the key of its
+/// latest earlier copy for the echo score, or of what followed that for the induction score; -1 for none.
+inline std::vector<index_t> earlier_copies(std::span<index_t const> tokens) {
+  std::vector<index_t> keys;
+  std::unordered_map<index_t, index_t> latest;
+  for (index_t token : tokens) {
+    auto const [seen, is_new] = latest.try_emplace(token);
+    keys.push_back(is_new ? -1 : seen->second);
+    seen->second = static_cast<index_t>(keys.size()) - 1;
+  }
+  return keys;
+}
+inline std::vector<index_t> after_earlier_copies(std::span<index_t const> tokens) {
+  std::vector<index_t> keys = earlier_copies(tokens);
+  for (index_t& key : keys) key += key < 0 ? 0 : 1;
+  return keys;
+}
+
+/// The mean weight of such pairs in each head.
 ///
 ///   query, key, lse   of the probe, as in attention(); positions are rows
 ///   keys_of_rows      [row]: the key of a row's pair, -1 for none
@@ -128,6 +149,38 @@ void mean_pair_weights(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vi
       }
     scores(h) = static_cast<S>(pairs == 0 ? 0 : sum / static_cast<double>(pairs));
   }
+}
+
+/// Which heads are for retrieval: the highest shares of them by induction score and by echo score, rounded up; of equal
+/// scores those of lower heads.
+///
+///   induction, echo   [head], of all layers together
+///   chosen            [head]
+template <class S>
+void retrieval_heads(std::span<S const> induction, std::span<S const> echo, std::span<bool> chosen,
+                     double induction_share = 0.14, double echo_share = 0.01) {
+  std::size_t const heads = chosen.size();
+  auto const is_share = [](double share) { return share >= 0 && share <= 1; };
+  require(induction.size() == heads && echo.size() == heads && is_share(induction_share) &&
+              is_share(echo_share),
+          [&] {
+            return "retrieval_heads got " + std::to_string(induction.size()) +
+                   " induction scores and a share of " + std::to_string(induction_share) + ", " +
+                   std::to_string(echo.size()) + " echo scores and a share of " +
+                   std::to_string(echo_share) + "; expected " + std::to_string(heads) +
+                   " scores of each and shares of 0 to 1";
+          });
+  std::fill(chosen.begin(), chosen.end(), false);
+  std::vector<std::size_t> order(heads);
+  auto const choose = [&](std::span<S const> scores, double share) {
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
+    auto const count = static_cast<std::size_t>(std::ceil(share * static_cast<double>(heads)));
+    for (std::size_t n = 0; n < count; ++n) chosen[order[n]] = true;
+  };
+  choose(induction, induction_share);
+  choose(echo, echo_share);
 }
 
 }  // namespace heed

@@ -2,6 +2,7 @@
 
 #include <heed/pattern/band.hpp>
 #include <heed/pattern/columns.hpp>
+#include <heed/pattern/shared.hpp>
 
 namespace heed {
 
@@ -63,20 +64,16 @@ struct streaming_heads {
 
   streaming bind(place const& where) const {
     auto const at = [&](tensor_view<index_t const, 2> const& numbers) {
-      return numbers(numbers.extent(0) == 1 ? 0 : where.batch,
-                     numbers.extent(1) == 1 ? 0 : where.head);
+      return numbers.data()[detail::shared_offset(numbers, where)];
     };
     return {at(sinks), at(recent)};
   }
   void check(call_shape const& shape) const {
     for (auto const& numbers : {sinks, recent})
-      require((numbers.extent(0) == 1 || numbers.extent(0) == shape.batches) &&
-                  (numbers.extent(1) == 1 || numbers.extent(1) == shape.heads),
-              [&] {
-                return "streaming_heads has numbers of shape " + shape_text(numbers.extents()) +
-                       "; expected [1 or " + std::to_string(shape.batches) + ", 1 or " +
-                       std::to_string(shape.heads) + "] (batch, head)";
-              });
+      require(detail::shares_axes(numbers, shape), [&] {
+        return "streaming_heads has numbers of shape " + shape_text(numbers.extents()) +
+               "; expected [" + detail::shared_axes_text(shape) + "] (batch, head)";
+      });
     for (index_t batch = 0; batch < shape.batches; ++batch)
       for (index_t head = 0; head < shape.heads; ++head)
         bind({.batch = batch, .head = head}).check(shape);

@@ -50,7 +50,7 @@ struct bound_cut {
 
 constexpr bound_cut bind_cut(block_cut const& cut, index_t blocks, place const& where) {
   if (cut.size > 0) return {.size = cut.size, .blocks = blocks, .end = blocks * cut.size};
-  return {.bounds = cut.bounds.data() + shared_offset(cut.bounds, where.batch, where.head),
+  return {.bounds = cut.bounds.data() + shared_offset(cut.bounds, where),
           .stride = cut.bounds.stride(2),
           .blocks = blocks};
 }
@@ -307,12 +307,11 @@ struct block_table {
   using table = detail::cut_table<booleans>;
 
   constexpr placed_table<table> bind(place const& where) const {
-    return detail::place_table(
-        table{detail::bind_cut(rows, kept.extent(2), where),
-              detail::bind_cut(keys, kept.extent(3), where),
-              {kept.data() + detail::shared_offset(kept, where.batch, where.head), kept.stride(2),
-               kept.stride(3), kept.extent(3)}},
-        where, first_position);
+    return detail::place_table(table{detail::bind_cut(rows, kept.extent(2), where),
+                                     detail::bind_cut(keys, kept.extent(3), where),
+                                     {kept.data() + detail::shared_offset(kept, where),
+                                      kept.stride(2), kept.stride(3), kept.extent(3)}},
+                               where, first_position);
   }
 
   void check(call_shape const& shape) const {
@@ -415,8 +414,8 @@ struct block_rows {
     return detail::place_table(
         table{detail::bind_cut(rows, offsets.extent(2) - 1, where),
               detail::bind_cut(keys, column_count, where),
-              {offsets.data() + detail::shared_offset(offsets, where.batch, where.head),
-               offsets.stride(2), columns.data(), column_count, inner, rows.size, keys.size}},
+              {offsets.data() + detail::shared_offset(offsets, where), offsets.stride(2),
+               columns.data(), column_count, inner, rows.size, keys.size}},
         where, first_position);
   }
 

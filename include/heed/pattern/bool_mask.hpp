@@ -42,12 +42,11 @@ struct bool_mask {
   using table = detail::mask_table<booleans>;
 
   placed_table<table> bind(place const& where) const {
-    return detail::place_table(
-        table{{kept.data() + detail::shared_offset(kept, where.batch, where.head), kept.stride(2),
-               kept.stride(3), kept.extent(3)},
-              kept.extent(2),
-              kept.extent(3)},
-        where, first_position);
+    return detail::place_table(table{{kept.data() + detail::shared_offset(kept, where),
+                                      kept.stride(2), kept.stride(3), kept.extent(3)},
+                                     kept.extent(2),
+                                     kept.extent(3)},
+                               where, first_position);
   }
 
   void check(call_shape const& shape) const {

@@ -111,9 +111,8 @@ struct column_ranges {
 
   constexpr placed_table<table> bind(place const& where) const {
     auto placed = detail::place_table(
-        table{columns.data() + detail::shared_offset(columns, where.batch, where.head),
-              columns.stride(2), columns.stride(3), columns.extent(2), columns.extent(3) == 2,
-              causal, 0},
+        table{columns.data() + detail::shared_offset(columns, where), columns.stride(2),
+              columns.stride(3), columns.extent(2), columns.extent(3) == 2, causal, 0},
         where, first_position);
     placed.table.diagonal = placed.row_shift - placed.key_shift;
     return placed;

@@ -98,9 +98,7 @@ struct key_list {
   tensor_view<index_t const, 3> keys;
 
   detail::columns<detail::listed_keys> bind(place const& where) const {
-    index_t const batch = keys.extent(0) == 1 ? 0 : where.batch;
-    index_t const head = keys.extent(1) == 1 ? 0 : where.head;
-    std::span<index_t const> const all(keys.data() + batch * keys.stride(0) + head * keys.stride(1),
+    std::span<index_t const> const all(keys.data() + detail::shared_offset(keys, where),
                                        static_cast<std::size_t>(keys.extent(2)));
     auto const end = std::partition_point(all.begin(), all.end(), [](index_t k) { return k >= 0; });
     return {{all.first(static_cast<std::size_t>(end - all.begin())), where.first_key}};

@@ -2,6 +2,7 @@
 
 #include <heed/pattern/arithmetic.hpp>
 #include <heed/pattern/pattern.hpp>
+#include <heed/pattern/shared.hpp>
 
 #include <array>
 #include <optional>
@@ -97,26 +98,6 @@ constexpr std::uint64_t bits_in(std::span<index_t const> queries, bool are_conse
 
 inline std::string text(interval each) {
   return "[" + std::to_string(each.first) + ", " + std::to_string(each.last) + ")";
-}
-
-/// Where the entry of a batch and a head lies in a view whose first axes they are; an extent of 1 serves all.
-template <class T, int Rank>
-constexpr index_t shared_offset(tensor_view<T, Rank> const& view, index_t batch, index_t head) {
-  return (view.extent(0) == 1 ? 0 : batch * view.stride(0)) +
-         (view.extent(1) == 1 ? 0 : head * view.stride(1));
-}
-
-template <class T, int Rank>
-void check_shared_axes(char const* name, tensor_view<T, Rank> const& view,
-                       call_shape const& shape) {
-  auto const check = [&](int axis, char const* of, index_t expected) {
-    require(view.extent(axis) == 1 || view.extent(axis) == expected, [&] {
-      return std::string(name) + " has shape " + shape_text(view.extents()) + "; expected 1 or " +
-             std::to_string(expected) + " on axis " + std::to_string(axis) + " (" + of + ")";
-    });
-  };
-  check(0, "batch", shape.batches);
-  check(1, "head", shape.heads);
 }
 
 }  // namespace detail

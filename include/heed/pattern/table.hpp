@@ -1,6 +1,6 @@
 #pragma once
 
-#include <heed/pattern/place.hpp>
+#include <heed/pattern/shared.hpp>
 
 namespace heed::detail {
 
@@ -31,8 +31,7 @@ class table {
 
  private:
   table(tensor_view<T const, 3> numbers, place const& where, index_t size, bool keys)
-      : first_(numbers.data() + (numbers.extent(0) == 1 ? 0 : where.batch * numbers.stride(0)) +
-               (numbers.extent(1) == 1 ? 0 : where.head * numbers.stride(1))),
+      : first_(numbers.data() + shared_offset(numbers, where)),
         stride_(numbers.stride(2)),
         size_(size),
         order_(where.order),
@@ -53,13 +52,9 @@ class table {
 template <class T>
 void check_table(char const* name, tensor_view<T, 3> numbers, call_shape const& shape, index_t last,
                  char const* axis) {
-  auto const fits = [&](int n, index_t full) {
-    return numbers.extent(n) == 1 || numbers.extent(n) == full;
-  };
-  require(fits(0, shape.batches) && fits(1, shape.heads) && numbers.extent(2) == last, [&] {
-    return std::string(name) + " has shape " + shape_text(numbers.extents()) + "; expected [1 or " +
-           std::to_string(shape.batches) + ", 1 or " + std::to_string(shape.heads) + ", " +
-           std::to_string(last) + "] (batch, head, " + axis + ")";
+  require(shares_axes(numbers, shape) && numbers.extent(2) == last, [&] {
+    return std::string(name) + " has shape " + shape_text(numbers.extents()) + "; expected [" +
+           shared_axes_text(shape) + ", " + std::to_string(last) + "] (batch, head, " + axis + ")";
   });
 }
 
