@@ -1,4 +1,5 @@
 #include "support/attention_check.hpp"
+#include "support/identity.hpp"
 #include "support/random.hpp"
 
 #include <heed/pattern/band.hpp>
@@ -82,6 +83,28 @@ TEST_CASE("patterns with masks and runs", "[attend][quick]") {
                    .keys = keys});
     }
   });
+}
+
+TEST_CASE("scattered keys: what is hidden may be NaN", "[attend][quick]") {
+  // Each key is met by some queries of a panel and hidden from the others.
+  for (float spoilt :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    support::operands clean(70, 70), spoiled(70, 70);
+    auto const pattern = heed::any_pattern(every_nth{5});
+    for (index_t key : {7, 41})
+      for (index_t d = 0; d < 20; ++d) {
+        clean.value.view()(0, key, 0, d) = 0;
+        spoiled.value.view()(0, key, 0, d) = spoilt;
+      }
+    auto const expected = clean(pattern), got = spoiled(pattern);
+    for (index_t i = 0; i < 70; ++i)
+      for (index_t d = 0; d < 20; ++d) {
+        bool const meets = (7 - i) % 5 == 0 || (41 - i) % 5 == 0;
+        CHECK(std::isfinite(got.out(0, i, 0, d)) == !meets);
+        if (!meets) CHECK(got.out(0, i, 0, d) == expected.out(0, i, 0, d));
+        CHECK(got.out(0, i, 1, d) == expected.out(0, i, 1, d));
+      }
+  }
 }
 
 TEST_CASE("arranged tokens", "[attend][quick]") {

@@ -94,9 +94,17 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     if (gathers) {
       expect_next_group();
       for (index_t number = panels.first; number < panels.last; ++number) {
-        begin(scratch_[0], number);
-        gather(scratch_[0]);
-        finish(scratch_[0], out, observers);
+        panel_memory& at = scratch_[0];
+        begin(at, number);
+        gather(at);
+        // Values that are not finite spoil the sums even where they are hidden: then once more, with care.
+        if (hides_pairs_ && !all_finite<Arch, T>(sums_of(at), p_.value_dim, at.queries.count())) {
+          careful_ = true;
+          begin(at, number);
+          gather(at);
+          careful_ = false;
+        }
+        finish(at, out, observers);
       }
       return;
     }
@@ -117,6 +125,11 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     std::fill_n(at.score_sum, width, T(0));
     std::fill_n(at.accumulated, p_.value_dim * width, T(0));
     for (int r = 0; r < at.queries.registers; ++r) new (at.rows + r) state();
+    hides_pairs_ = false;
+  }
+
+  row_block<T> sums_of(panel_memory const& at) const {
+    return {at.accumulated, at.queries.registers * lanes};
   }
 
   /// All panels through the tiles of `keys`, in the order that the normaliser asks for. Tiles lie
@@ -147,15 +160,15 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
         key_rows(p_.key, where_, p_.key_head(where_.head), tile, scratch_.key, reused);
     row_block<T> const value =
         key_rows(p_.value, where_, p_.value_head(where_.head), tile, scratch_.value, reused);
-    value_check<row_block<T>> finite{value, tile.size()};
+    value_check finite{value, tile.size()};
     for (index_t i = 0; i < panels; ++i) {
       panel_memory& at = scratch_[i];
       scratch_.keys.set(at.keys.hull_within(tile), at, bound_.pattern);
       if (scratch_.keys.count == 0) continue;
       index_t const skipped = scratch_.keys.runs[0].first - tile.first;
       with_registers(at.queries.registers, [&](auto registers) {
-        absorb<registers>(at, {key.data + skipped * key.stride, key.stride},
-                          {value.data + skipped * value.stride, value.stride}, finite);
+        absorb<registers>(at, row_block<T>{key.data + skipped * key.stride, key.stride},
+                          row_block<T>{value.data + skipped * value.stride, value.stride}, finite);
       });
     }
   }
@@ -234,16 +247,15 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
                          scratch_.value);
       located_ = only;
     }
-    value_check<scattered_rows<T>> finite{value, scratch_.keys.count};
+    auto const finite = [&](index_t) { return !careful_; };
     with_registers(at.queries.registers,
                    [&](auto registers) { absorb<registers>(at, key, value, finite); });
     scratch_.keys.clear();
   }
 
   // Whether the values of a tile are finite, found out at most once.
-  template <class Rows>
   struct value_check {
-    Rows value;
+    row_block<T> value;
     index_t rows;
     int known = -1;
 
@@ -253,8 +265,9 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     }
   };
 
-  template <int Registers, class Rows>
-  void absorb(panel_memory& at, Rows key, Rows value, value_check<Rows>& finite) {
+  /// A panel meets a tile of keys. `finite(value_dim)` says whether hidden values can do no harm.
+  template <int Registers, class Rows, class Finite>
+  void absorb(panel_memory& at, Rows key, Rows value, Finite& finite) {
     constexpr index_t width = lanes * Registers;
     key_tile<T> const& keys = scratch_.keys;
     index_t const count = keys.count;
@@ -265,6 +278,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     tile.stage();
 
     bool const hidden = hides(bound_, !keys.masked.empty());
+    hides_pairs_ |= hidden;
     weigh<Registers>(at, tile, count, hidden);
     if (hidden && !finite(p_.value_dim))
       multiply_visible<Registers, Arch>(p_.value_dim, count, value, scores, scores, at.accumulated,
@@ -337,6 +351,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     auto const weigh_keys = [&](auto marking) {
       for (index_t i = 0; i < count; ++i) {
         index_t const k = backwards ? count - 1 - i : i;
+        [[maybe_unused]] bool const mark = readers_of<Bound> > 0 || tile.keys.hides(k);
         [[maybe_unused]] batch pair_factor[Registers];
         if constexpr (std::tuple_size_v < decltype(Bound::factors) >> 0)
           tile.factors(k, pair_factor);
@@ -348,7 +363,8 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
           if constexpr (sums_scores)
             score_sum[r] += xsimd::select(score == lowest, batch(T(0)), weight * score);
           if constexpr (std::tuple_size_v < decltype(Bound::factors) >> 0) weight *= pair_factor[r];
-          if constexpr (marking) weight = xsimd::select(score == lowest, batch(T(-0.0)), weight);
+          if constexpr (marking)
+            if (mark) weight = xsimd::select(score == lowest, batch(T(-0.0)), weight);
           weight.store_aligned(place);
         }
       }
@@ -393,6 +409,8 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   Bound const& bound_;
   memory& scratch_;
   interval located_{};  // the run of keys whose rows have been found
+  bool hides_pairs_ = false;
+  bool careful_ = false;  // of hidden values that are not finite
 };
 
 /// How the panels of a call are cut into pieces for the executor: pieces of up to `panels` panels

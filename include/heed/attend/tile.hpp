@@ -168,6 +168,7 @@ struct query_panel {
 template <class T>
 struct key_tile {
   static constexpr index_t most_runs = keys_per_tile;
+  static constexpr std::uint64_t met_by_all = ~std::uint64_t{0};
 
   interval* runs;        // of the sequence's keys, one below the other in the tile
   T* positions;          // [key row]
@@ -198,6 +199,11 @@ struct key_tile {
     count += run.size();
   }
 
+  /// Whether some query does not meet the key of a row.
+  bool hides(index_t k) const {
+    return masked.first <= k && k < masked.last && masks[k] != met_by_all;
+  }
+
   /// Finds out where the keys lie.
   std::span<index_t const> locate(place const& where) {
     index_t* next = tokens;
@@ -211,10 +217,10 @@ struct key_tile {
   /// Finds out which queries of a panel meet which keys.
   void mask(query_panel<T> const& panel, bound_any_pattern const& pattern) {
     // Masks are dearer than a look at a part of a long run.
-    constexpr index_t step = 32;
+    constexpr index_t step = 32, short_run = 48;
     auto const queries = panel.each_position();
     masked = {};
-    if (std::all_of(runs, runs + run_count, [](interval run) { return run.size() <= step; })) {
+    if (std::all_of(runs, runs + run_count, [](interval run) { return run.size() <= short_run; })) {
       pattern.mask_runs(queries, each_run(), masks);
       return note_masked({0, count}, every(queries));
     }
@@ -258,13 +264,16 @@ struct key_tile {
  private:
   /// Widens `masked` to the key rows in `part` that not all queries meet.
   void note_masked(interval part, std::uint64_t all) {
-    for (index_t k = part.first; k < part.last; ++k)
-      if ((masks[k] & all) != all) {
-        // What lies between masked rows and was met by all has no mask yet.
-        if (masked.empty()) masked = {k, k};
-        for (; masked.last < part.first; ++masked.last) masks[masked.last] = all;
-        masked.last = k + 1;
+    for (index_t k = part.first; k < part.last; ++k) {
+      if ((masks[k] & all) == all) {
+        masks[k] = met_by_all;
+        continue;
       }
+      // What lies between masked rows and was met by all has no mask yet.
+      if (masked.empty()) masked = {k, k};
+      for (; masked.last < part.first; ++masked.last) masks[masked.last] = met_by_all;
+      masked.last = k + 1;
+    }
   }
 
   static std::uint64_t every(std::span<index_t const> queries) {
@@ -357,7 +366,7 @@ struct score_tile {
 #pragma GCC unroll 4
       for (int r = 0; r < Registers; ++r) score[r] *= batch(unit);
     }
-    if (keys.masked.first <= k && k < keys.masked.last) hide(k, score);
+    if (keys.hides(k)) hide(k, score);
   }
 
   /// What modifier number `Which` does in key row `k`: the scores before and after it, and d score / d after.
