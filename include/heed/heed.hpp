@@ -24,6 +24,7 @@
 #include <heed/mechanism/block_attention.hpp>
 #include <heed/mechanism/combiner.hpp>
 #include <heed/mechanism/combiner_axial.hpp>
+#include <heed/mechanism/combiner_axial_cache.hpp>
 #include <heed/mechanism/combiner_cache.hpp>
 #include <heed/mechanism/demonstration_blocks.hpp>
 #include <heed/mechanism/dilated_neighborhood.hpp>

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/pattern/halo.hpp>
 #include <heed/pattern/neighborhood.hpp>
 #include <heed/pattern/packed_canvases.hpp>
 #include <heed/pattern/partition.hpp>

@@ -85,6 +85,18 @@ TEST_CASE("patterns with masks and runs", "[attend][quick]") {
   });
 }
 
+TEST_CASE("more runs than are listed at once", "[attend][quick]") {
+  for_each_seed("more runs than are listed at once", 12, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const rows = draw.between(9, 20), step = rows + draw.between(1, 20);
+    auto const nth = [=](index_t, index_t, index_t p, index_t j) { return (j - p) % step == 0; };
+    return support::attention_complaint(seed, {.pattern = every_nth{step},
+                                               .keep = nth,
+                                               .rows = rows,
+                                               .keys = step * draw.between(65, 140)});
+  });
+}
+
 TEST_CASE("scattered keys: what is hidden may be NaN", "[attend][quick]") {
   // Each key is met by some queries of a panel and hidden from the others.
   for (float spoilt :

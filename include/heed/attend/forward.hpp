@@ -204,6 +204,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       for (std::size_t i = 0; i < count; ++i) keys += runs[i].size();
       index_t const tiles = std::max<index_t>(1, (keys + keys_per_tile - 1) / keys_per_tile);
       index_t const size = std::min(keys_per_tile, simd::round_up((keys + tiles - 1) / tiles, 4));
+      if (scratch_.keys.count >= size) meet(at);  // what the runs before left over
       for (std::size_t i = 0; i < count; ++i)
         for (interval run = runs[i]; !run.empty();) {
           interval const part{run.first,

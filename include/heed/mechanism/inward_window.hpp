@@ -1,7 +1,6 @@
 #pragma once
 
 #include <heed/neighborhood.hpp>
-#include <heed/pattern/halo.hpp>
 #include <heed/score/scale.hpp>
 
 #include <cmath>
