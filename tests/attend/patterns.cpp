@@ -91,15 +91,16 @@ TEST_CASE("patterns with masks and runs", "[attend][quick]") {
 }
 
 TEST_CASE("more runs than are listed at once", "[attend][quick]") {
-  for_each_seed("more runs than are listed at once", 60, [](seed_t seed) {
-    support::random draw(seed);
-    index_t const rows = draw.between(9, 15), step = rows + draw.between(1, 20);
-    auto const nth = [=](index_t, index_t, index_t p, index_t j) { return (j - p) % step == 0; };
-    return support::attention_complaint(seed, {.pattern = every_nth{step},
-                                               .keep = nth,
-                                               .rows = rows,
-                                               .keys = step * draw.between(65, 78)});
-  });
+  // 64 runs leave a tile that is fuller than those of the runs that follow.
+  for (index_t rows : {9, 11, 13})
+    for (index_t runs : {67, 70}) {
+      index_t const step = rows + 7;
+      auto const nth = [=](index_t, index_t, index_t p, index_t j) { return (j - p) % step == 0; };
+      CHECK(support::attention_complaint(
+                static_cast<seed_t>(100 * rows + runs),
+                {.pattern = every_nth{step}, .keep = nth, .rows = rows, .keys = step * runs}) ==
+            "");
+    }
 }
 
 TEST_CASE("scattered keys: what is hidden may be NaN", "[attend][quick]") {
