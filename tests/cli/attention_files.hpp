@@ -106,7 +106,8 @@ class attention_files {
   std::string complaint(std::string const& more, Expected const&... expected) const {
     std::string arguments = call + more;
     auto const ask = [&](auto const& output) {
-      arguments += " " + std::string(output.name) + "=" + output.name + ".npy";
+      // In steps: g++ 12 warns of the sum.
+      arguments.append(" ").append(output.name).append("=").append(output.name).append(".npy");
     };
     (ask(expected), ...);
     auto const done = box.run(arguments);
