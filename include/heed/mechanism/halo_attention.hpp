@@ -3,6 +3,8 @@
 #include <heed/neighborhood.hpp>
 #include <heed/score/halo_scores.hpp>
 
+#include <cmath>
+
 /// Scaling Local Self-Attention for Parameter Efficient Visual Backbones (HaloNet).
 ///
 /// A picture is cut into blocks, and the queries of a block meet its keys and those of a halo around it. A query adds to
@@ -179,8 +181,10 @@ void halo_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
         if (how.border == halo_border::zero)
           scores.add_phantom_gradients(run_on, [&](index_t b, index_t h, index_t i) {
             T slope = saved.dlse.data() == nullptr ? T(0) : saved.dlse(b, h, i);
+            // Rounded once by name: what a compiler makes of a product and a sum differs between executors.
             for (index_t c = 0; c < out.extent(3); ++c)
-              slope -= convert_element<T>(dout(b, i, h, c)) * convert_element<T>(out(b, i, h, c));
+              slope = std::fma(-convert_element<T>(dout(b, i, h, c)),
+                               convert_element<T>(out(b, i, h, c)), slope);
             return std::pair(saved.lse(b, h, i), slope);
           });
         scores.finish(source<T>(query), factor, dquery, dvectors, run_on);
