@@ -42,8 +42,8 @@
 ///
 /// What it costs: attention takes the time of the keys that some query of each 24 consecutive ones meets, so blocks
 /// pay from 24 rows on, and of keys any number is as good. Beyond that a pattern must be asked where its pairs
-/// are. Blocks answer at once. Masks are read for each head; one without structure takes about a quarter more time than
-/// no mask at all. slices and column_ranges look through their list for every 24 queries, and a function is asked of every
+/// are. Blocks answer at once. Masks are read for each head; one without structure takes a quarter to two
+/// fifths more time than no mask at all. slices and column_ranges look through their list for every 24 queries, and a function is asked of every
 /// pair in reach: for these classify() finds empty and full blocks once, in two bits each, and the calls that follow ask
 /// only where a block is kept in part. Small blocks (64 x 64) follow a narrow band better than large ones.
 /// kept_pairs(pattern, rows, keys) counts pairs.

@@ -1,6 +1,7 @@
 #include "support/catch.hpp"
 
 #include <heed/simd/dot.hpp>
+#include <heed/simd/mask.hpp>
 #include <heed/simd/multiply.hpp>
 #include <heed/simd/transpose.hpp>
 
@@ -45,6 +46,52 @@ TEST_CASE("multiply: scalars times lanes, off every tile", "[simd][quick]") {
         CHECK(at(c, r * width + lane) == sum);
       }
   }
+}
+
+TEST_CASE("multiply_rows, multiply_columns: rows that lie anywhere", "[simd][quick]") {
+  constexpr index_t width = 3 * shape::lanes;
+  for (index_t rows : {1, 5, 13}) {
+    index_t const depth = 9;
+    numbers const a = whole_numbers(rows * depth, 11);
+    std::vector<float const*> pointers;
+    for (index_t r = 0; r < rows; ++r) pointers.push_back(a.data() + (rows - 1 - r) * depth);
+    auto const element = [&](index_t r, index_t k) { return at(a, (rows - 1 - r) * depth + k); };
+
+    numbers const b = whole_numbers(depth * width, 5), weights = whole_numbers(rows * width, 7);
+    numbers products = whole_numbers(rows * width, 3), sums = whole_numbers(depth * width, 3);
+    numbers const before = sums;
+    heed::simd::multiply_rows<3, arch>(rows, depth, pointers.data(), b.data(), width,
+                                       products.data(), width);
+    heed::simd::multiply_columns<3, arch>(depth, rows, pointers.data(), weights.data(), width,
+                                          sums.data(), width);
+    for (index_t lane = 0; lane < width; ++lane) {
+      for (index_t r = 0; r < rows; ++r) {
+        float sum = 0;
+        for (index_t k = 0; k < depth; ++k) sum += element(r, k) * at(b, k * width + lane);
+        CHECK(at(products, r * width + lane) == sum);
+      }
+      for (index_t k = 0; k < depth; ++k) {
+        float sum = at(before, k * width + lane);
+        for (index_t r = 0; r < rows; ++r) sum += element(r, k) * at(weights, r * width + lane);
+        CHECK(at(sums, k * width + lane) == sum);
+      }
+    }
+  }
+}
+
+TEST_CASE("hide_unset: bits are lanes", "[simd][quick]") {
+  auto const check = []<class T>(T) {
+    using batch = xsimd::batch<T, arch>;
+    for (std::uint64_t bits : {0x0ull, 0x1ull, 0xa5a5ull, 0xffffull, 0xfff0005aull}) {
+      alignas(64) T lanes[batch::size];
+      heed::simd::hide_unset(batch(T(2)), bits).store_aligned(lanes);
+      for (std::size_t lane = 0; lane < batch::size; ++lane)
+        CHECK(lanes[lane] ==
+              ((bits >> lane & 1) != 0 ? T(2) : -std::numeric_limits<T>::infinity()));
+    }
+  };
+  check(float{});
+  check(double{});
 }
 
 TEST_CASE("transpose: both orders of walking, ragged ends", "[simd][quick]") {

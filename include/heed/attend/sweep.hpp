@@ -33,8 +33,9 @@ class sweep_worker {
         keys_(memory) {}
 
   /// Panel `number` against the keys of `among` that it meets, in ascending order. Calls
-  /// visit(tile, k, score, weight, dscore) for each key row k, key tile.first_key() + k, of each tile, in registers: scores in
-  /// units of scores, -infinity where hidden; final weights; d loss / d final score.
+  /// visit(tile, k, score, weight, dscore) for each key row k of each tile, which is the key
+  /// tile.first_key() + k, in registers: scores in units of scores, -infinity where hidden; final
+  /// weights; d loss / d final score.
   template <class Visit>
   void run(place const& where, Bound const& bound, index_t number, interval among, Visit&& visit) {
     if constexpr (Gradients) {
