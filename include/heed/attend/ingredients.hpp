@@ -8,19 +8,14 @@
 #include <heed/pattern/positions.hpp>
 #include <heed/score/modifier.hpp>
 #include <heed/score/scale.hpp>
-
-#include <tuple>
-#include <type_traits>
+#include <heed/view/ingredients.hpp>
 
 /// Sorts the ingredients of a call, given in any order, into the clauses of its sentence.
 namespace heed::attend {
 
 namespace detail {
 
-template <class T, template <class...> class Template>
-inline constexpr bool is_a = false;
-template <class... Arguments, template <class...> class Template>
-inline constexpr bool is_a<Template<Arguments...>, Template> = true;
+using heed::detail::is_a;
 
 inline constexpr auto is_pattern = []<class T>() { return pattern<T>; };
 inline constexpr auto is_modifier = []<class T>() { return score_modifier<T>; };
@@ -41,32 +36,10 @@ inline constexpr auto is_scale = []<class T>() { return std::same_as<T, scale>; 
 inline constexpr auto is_row_scale = []<class T>() { return is_a<T, row_scale>; };
 inline constexpr auto is_lse_gradient = []<class T>() { return is_a<T, lse_gradient>; };
 
-template <auto Is, class T>
-constexpr auto keep_if(T const& ingredient) {
-  if constexpr (Is.template operator()<T>())
-    return std::tuple<T>(ingredient);
-  else
-    return std::tuple<>();
-}
-
 }  // namespace detail
 
-/// The ingredients of one kind, in the order given, as a tuple.
-template <auto Is, class... I>
-constexpr auto all_of(I const&... ingredients) {
-  return std::tuple_cat(detail::keep_if<Is>(ingredients)...);
-}
-
-/// The only ingredient of a kind, or `otherwise`.
-template <auto Is, class Default, class... I>
-constexpr auto one_of(Default const& otherwise, I const&... ingredients) {
-  static_assert((0 + ... + int(Is.template operator()<I>())) <= 1,
-                "heed: two ingredients of a kind of which a call takes one");
-  if constexpr ((false || ... || Is.template operator()<I>()))
-    return std::get<0>(all_of<Is>(ingredients...));
-  else
-    return otherwise;
-}
+using heed::all_of;
+using heed::one_of;
 
 /// Stops with one clear error if an ingredient models no concept, rather than deep in an engine.
 template <class I>

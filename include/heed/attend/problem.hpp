@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/attend/ingredients.hpp>
+#include <heed/view/expect.hpp>
 #include <heed/view/rows.hpp>
 
 #include <cmath>
@@ -114,39 +115,10 @@ struct problem {
 
 namespace detail {
 
-template <class View>
-void expect_extent(char const* name, View const& view, int axis, index_t expected,
-                   char const* axis_name) {
-  require(view.extent(axis) == expected, [&] {
-    return std::string(name) + " has shape " + shape_text(view.extents()) + "; expected " +
-           std::to_string(expected) + " for axis " + std::to_string(axis) + " (" + axis_name + ")";
-  });
-}
-
-template <class View>
-void expect_like(char const* name, View const& view, std::array<index_t, 4> const& expected,
-                 char const* like) {
-  require(view.extents() == expected, [&] {
-    return std::string(name) + " has shape " + shape_text(view.extents()) + "; expected that of " +
-           like + ", " + shape_text(expected);
-  });
-}
-
-template <class View>
-void expect_memory(char const* name, View const& view) {
-  require(view.data() != nullptr || view.size() == 0, [&] {
-    return std::string(name) + " has shape " + shape_text(view.extents()) + " and no memory";
-  });
-}
-
-template <class View>
-void expect_distinct_elements(char const* name, View const& view) {
-  for (int axis = 0; axis < View::rank; ++axis)
-    require(view.extent(axis) <= 1 || view.stride(axis) != 0 || view.size() == 0, [&] {
-      return std::string(name) + " is written to, and has stride 0 along axis " +
-             std::to_string(axis) + " of shape " + shape_text(view.extents());
-    });
-}
+using heed::detail::expect_distinct_elements;
+using heed::detail::expect_extent;
+using heed::detail::expect_like;
+using heed::detail::expect_memory;
 
 inline any_arrangement view_of_arrangement() {
   return {};

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/attend/problem.hpp>
+#include <heed/simd/finite.hpp>
 #include <heed/simd/mask.hpp>
 #include <heed/simd/multiply.hpp>
 #include <heed/simd/transpose.hpp>
@@ -11,6 +12,8 @@
 ///
 /// Everything that reads scores (forward, backward, sweeps) makes them here, so that they agree to the bit.
 namespace heed::attend {
+
+using simd::all_finite;
 
 /// Keys in a tile. Larger tiles amortise the accumulators' traffic, smaller ones stay in the first cache.
 inline constexpr index_t keys_per_tile = 128;
@@ -495,29 +498,6 @@ template <int Registers, class Arch, class T>
 void multiply_values(index_t dim, index_t count, scattered_rows<T> value, T const* weights, T* to) {
   constexpr index_t width = simd::tile_shape<T, Arch>::lanes * Registers;
   simd::multiply_columns<Registers, Arch>(dim, count, value.rows, weights, width, to, width);
-}
-
-/// Whether every number in some rows is finite.
-template <class Arch, class T, class Rows>
-bool all_finite(Rows block, index_t rows, index_t columns) {
-  using batch = xsimd::batch<T, Arch>;
-  constexpr auto size = static_cast<index_t>(batch::size);
-  constexpr index_t chains = 4;  // that do not wait for each other
-  batch sum[chains];
-  for (batch& each : sum) each = batch(T(0));
-  T rest = 0;
-  auto const look = [&](index_t chain, T const* at) {
-    sum[chain] = xsimd::fma(batch::load_unaligned(at), batch(T(0)), sum[chain]);
-  };
-  for (index_t r = 0; r < rows; ++r) {
-    T const* const row = block[r];
-    index_t c = 0;
-    for (; c + chains * size <= columns; c += chains * size)
-      for (index_t chain = 0; chain < chains; ++chain) look(chain, row + c + chain * size);
-    for (; c + size <= columns; c += size) look(0, row + c);
-    for (; c < columns; ++c) rest += row[c] * T(0);
-  }
-  return xsimd::all((sum[0] + sum[1]) + (sum[2] + sum[3]) == batch(T(0))) && rest == T(0);
 }
 
 /// to[c][lane] += sum_k rows(k, c) * weights[k][lane], leaving out the pairs whose mark is -0: the same as
