@@ -108,6 +108,14 @@ class source {
   auto const& extents() const { return extents_; }
   auto const& strides() const { return strides_; }
 
+  /// Columns [first, first + count) of every row.
+  source columns(index_t first, index_t count) const {
+    source part = *this;
+    part.data_ += first * strides_[3] * element_size_;
+    part.extents_[3] = count;
+    return part;
+  }
+
   /// Where row `first` of one head is stored, in elements of the tensor's own type.
   void const* stored(index_t batch, index_t head, index_t first) const {
     return at(batch, first, head);
@@ -177,6 +185,14 @@ class sink {
 
   auto const& extents() const { return extents_; }
   bool in_place() const { return in_place_; }
+
+  /// Columns [first, first + count) of every row.
+  sink columns(index_t first, index_t count) const {
+    sink part = *this;
+    part.data_ += first * strides_[3] * element_size_;
+    part.extents_[3] = count;
+    return part;
+  }
   index_t row_stride() const { return strides_[1]; }
 
   /// Where row `first` of one head lies; only if in_place().
