@@ -1,0 +1,170 @@
+#pragma once
+
+#include <heed/parallel/executor.hpp>
+#include <heed/parallel/workspace.hpp>
+#include <heed/pattern/positions.hpp>
+#include <heed/recur/channel_rows.hpp>
+#include <heed/recur/clauses.hpp>
+#include <heed/view/expect.hpp>
+#include <heed/view/ingredients.hpp>
+
+#include <string>
+
+/// What the recurrences that treat each channel alike take besides their operands: the states a call begins and ends
+/// with, documents, an executor, scratch.
+namespace heed::recur::scan {
+
+inline constexpr auto is_executor = []<class T>() { return executor<T const>; };
+inline constexpr auto is_scratch = []<class T>() { return std::same_as<T, scratch>; };
+inline constexpr auto is_documents = []<class T>() { return std::same_as<T, documents>; };
+inline constexpr auto is_state = []<class T>() { return heed::detail::is_a<T, state>; };
+inline constexpr auto is_initial = []<class T>() { return heed::detail::is_a<T, initial_state>; };
+inline constexpr auto is_final = []<class T>() { return heed::detail::is_a<T, final_state>; };
+inline constexpr auto is_final_gradient = []<class T>() {
+  return heed::detail::is_a<T, final_state_gradient>;
+};
+
+/// Whether every scan takes the ingredient.
+template <class I>
+inline constexpr bool is_clause =
+    is_executor.template operator()<I>() || is_scratch.template operator()<I>() ||
+    is_documents.template operator()<I>() || is_state.template operator()<I>() ||
+    is_initial.template operator()<I>() || is_final.template operator()<I>() ||
+    is_final_gradient.template operator()<I>();
+
+/// The type of the numbers of a state; float for other ingredients.
+template <class I>
+struct state_type {
+  using type = float;
+};
+template <class I>
+  requires requires(I const& i) {
+    i.view(index_t{}, index_t{}, index_t{}, index_t{});
+  }
+struct state_type<I> {
+  using type = typename decltype(I::view)::value_type;
+};
+
+/// double if a state is in double, which has the call compute in double.
+template <class... I>
+using states_type =
+    std::conditional_t<(false || ... || std::same_as<typename state_type<I>::type, double>), double,
+                       float>;
+
+template <class... I>
+auto executor_of(I const&... ingredients) {
+  return one_of<is_executor>(serial{}, ingredients...);
+}
+template <class... I>
+workspace& scratch_of(I const&... ingredients) {
+  return one_of<is_scratch>(scratch{thread_workspace()}, ingredients...).memory;
+}
+
+/// The sequences of a call: its batch entries, or the documents packed in the only one.
+struct sequences {
+  index_t batches = 0;
+  index_t positions = 0;
+  std::span<index_t const> bounds;
+
+  struct run {
+    index_t batch;
+    index_t first;
+    index_t count;
+  };
+  index_t count() const {
+    return bounds.empty() ? batches : static_cast<index_t>(bounds.size()) - 1;
+  }
+  run operator[](index_t sequence) const {
+    if (bounds.empty()) return {sequence, 0, positions};
+    auto const g = static_cast<std::size_t>(sequence);
+    return {0, bounds[g], bounds[g + 1] - bounds[g]};
+  }
+  index_t longest() const {
+    index_t most = 0;
+    for (index_t s = 0; s < count(); ++s) most = std::max(most, (*this)[s].count);
+    return most;
+  }
+};
+
+template <class... I>
+sequences sequences_of(std::array<index_t, 4> const& extents, I const&... ingredients) {
+  sequences all{extents[0], extents[1], {}};
+  if constexpr ((false || ... || is_documents.template operator()<I>())) {
+    documents const packed = one_of<is_documents>(documents{}, ingredients...);
+    packed.check(extents[0], extents[1], extents[1]);
+    require(std::equal(packed.queries.begin(), packed.queries.end(), packed.keys.begin()), [] {
+      return "documents.queries and documents.keys differ; a scan expects the same offsets twice";
+    });
+    all.bounds = packed.queries;
+  }
+  return all;
+}
+
+/// The states of a call, [sequence, row, head, dim] as channel_rows; empty where there is none.
+template <class T>
+struct states {
+  channel_rows<T> initial, final, initial_gradient, final_gradient;
+};
+
+namespace detail {
+
+template <class T, class V>
+channel_rows<T> state_rows(char const* name, tensor_view<V, 4> view,
+                           std::array<index_t, 4> const& expected) {
+  if (view.data() == nullptr) return {};
+  require(view.extents() == expected, [&] {
+    return std::string(name) + " has shape " + shape_text(view.extents()) + "; expected " +
+           shape_text(expected) + " (sequence, head, state row, dim)";
+  });
+  if constexpr (!std::is_const_v<V>) heed::detail::expect_distinct_elements(name, view);
+  return channel_rows<T>(view.swap_axes(1, 2));
+}
+
+}  // namespace detail
+
+/// Checks the states against what they should be, [sequences, heads, rows, dim].
+template <class T, class... I>
+states<T> states_of(std::array<index_t, 4> const& expected, I const&... ingredients) {
+  static_assert(int((false || ... || is_state.template operator()<I>())) +
+                        int((false || ... || is_initial.template operator()<I>())) <=
+                    1,
+                "heed: state is the initial state too");
+  static_assert(int((false || ... || is_state.template operator()<I>())) +
+                        int((false || ... || is_final.template operator()<I>())) <=
+                    1,
+                "heed: state is the final state too");
+  states<T> all;
+  [[maybe_unused]] auto const look = [&]<class One>(One const& ingredient) {
+    if constexpr (is_state.template operator()<One>()) {
+      all.initial = detail::state_rows<T>("state", ingredient.view, expected);
+      all.final = all.initial;
+    } else if constexpr (is_initial.template operator()<One>()) {
+      all.initial = detail::state_rows<T>("initial_state", ingredient.view, expected);
+      all.initial_gradient =
+          detail::state_rows<T>("initial_state.gradient", ingredient.gradient, expected);
+    } else if constexpr (is_final.template operator()<One>()) {
+      all.final = detail::state_rows<T>("final_state", ingredient.view, expected);
+    } else if constexpr (is_final_gradient.template operator()<One>()) {
+      all.final_gradient = detail::state_rows<T>("final_state_gradient", ingredient.view, expected);
+    }
+  };
+  (look(ingredients), ...);
+  return all;
+}
+
+/// Rows [0, rows) of a tile of a sequence's state into `to`, [rows][tile.padded]; zeros if there is none.
+template <class T>
+void read_state(channel_rows<T> const& from, index_t sequence, index_t rows,
+                channel_tile const& tile, T* to) {
+  if (!from) return static_cast<void>(std::fill_n(to, rows * tile.padded, T(0)));
+  row_block<T> const found = from.read(sequence, 0, rows, tile, to);
+  if (found.data == to) return;
+  for (index_t r = 0; r < rows; ++r) std::copy_n(found[r], tile.padded, to + r * tile.padded);
+}
+template <class T>
+void write_state(channel_rows<T> const& to, index_t sequence, index_t rows,
+                 channel_tile const& tile, T const* from) {
+  if (to) to.write(sequence, 0, rows, tile, from, tile.padded);
+}
+
+}  // namespace heed::recur::scan
