@@ -1,0 +1,75 @@
+#pragma once
+
+#include "reference/traced.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+/// Row norms, gates and the published mechanisms with gated recurrences, in plain loops for any type of number.
+namespace reference {
+
+template <class T>
+T sigmoid(T x) {
+  using std::exp;
+  return x < T(0) ? exp(x) / (T(1) + exp(x)) : T(1) / (T(1) + exp(-x));
+}
+template <class T>
+T silu(T x) {
+  return x * sigmoid(x);
+}
+template <class T>
+T softplus(T x) {
+  using std::exp;
+  using std::log1p;
+  return x > T(0) ? x + log1p(exp(-x)) : log1p(exp(x));
+}
+
+/// f of every number.
+template <class T, class F>
+tensor<T, 4> each(tensor<T, 4> x, F f) {
+  for (T& number : x.values) number = f(number);
+  return x;
+}
+/// f of every number and its partner in b.
+template <class T, class F>
+tensor<T, 4> each(tensor<T, 4> x, tensor<T, 4> const& b, F f) {
+  for (std::size_t n = 0; n < x.values.size(); ++n) x.values[n] = f(x.values[n], b.values[n]);
+  return x;
+}
+
+/// Rows divided by max(|x|, floor).
+template <class T>
+tensor<T, 4> unit_rows(tensor<T, 4> x, double floor) {
+  using std::sqrt;
+  for (index_t b = 0; b < x.extent(0); ++b)
+    for (index_t i = 0; i < x.extent(1); ++i)
+      for (index_t h = 0; h < x.extent(2); ++h) {
+        T sum = 0;
+        for (index_t d = 0; d < x.extent(3); ++d) sum += x(b, i, h, d) * x(b, i, h, d);
+        T const size = sum == T(0) ? T(0) : sqrt(sum);
+        for (index_t d = 0; d < x.extent(3); ++d)
+          x(b, i, h, d) /= size > T(floor) ? size : T(floor);
+      }
+  return x;
+}
+
+/// Rows divided by sqrt(mean(x^2) + epsilon), the mean over a head or over all heads.
+template <class T>
+tensor<T, 4> rms_rows(tensor<T, 4> const& x, double epsilon, bool across_heads) {
+  using std::sqrt;
+  tensor<T, 4> y(x.extents);
+  index_t const H = x.extent(2), D = x.extent(3);
+  for (index_t b = 0; b < x.extent(0); ++b)
+    for (index_t i = 0; i < x.extent(1); ++i)
+      for (index_t h = 0; h < H; ++h) {
+        T sum = 0;
+        for (index_t g = across_heads ? 0 : h; g < (across_heads ? H : h + 1); ++g)
+          for (index_t d = 0; d < D; ++d) sum += x(b, i, g, d) * x(b, i, g, d);
+        T const mean = sum / T(across_heads ? H * D : D);
+        for (index_t d = 0; d < D; ++d) y(b, i, h, d) = x(b, i, h, d) / sqrt(mean + T(epsilon));
+      }
+  return y;
+}
+
+}  // namespace reference
