@@ -54,22 +54,26 @@ class definition_check {
   tensor_view<T const, 4> dout(std::size_t n) const { return slopes_[n].values.view(); }
   tensor_view<T, 4> din(std::size_t n) { return gradients_[n].values.view(); }
 
-  /// Complains about the results.
-  template <class Definition>
-  std::string forward(Definition const& definition) {
-    auto const exact = definition(values<golden>(inputs_));
-    auto const naive = definition(values<compute>(inputs_));
-    return compare(outputs_, exact, naive);
+  /// Complains about the results. `others` are the definition again, summed in other orders: the error of one order is a
+  /// matter of luck where there is little to sum.
+  template <class Definition, class... Others>
+  std::string forward(Definition const& definition, Others const&... others) {
+    auto const inputs = values<compute>(inputs_);
+    return compare(outputs_, definition(values<golden>(inputs_)),
+                   {definition(inputs), others(inputs)...});
   }
 
   /// Complains about the gradients of the loss sum dout . out.
-  template <class Definition>
-  std::string backward(Definition const& definition) {
-    auto const exact =
-        reference::gradients_of(definition, values<golden>(inputs_), values<golden>(slopes_));
-    auto const naive =
-        reference::gradients_of(definition, values<compute>(inputs_), values<compute>(slopes_));
-    return compare(gradients_, exact, naive);
+  template <class Definition, class... Others>
+  std::string backward(Definition const& definition, Others const&... others) {
+    auto const naive = [this](auto const& in_some_order) {
+      return reference::gradients_of(in_some_order, values<compute>(inputs_),
+                                     values<compute>(slopes_));
+    };
+    return compare(
+        gradients_,
+        reference::gradients_of(definition, values<golden>(inputs_), values<golden>(slopes_)),
+        {naive(definition), naive(others)...});
   }
 
  private:
@@ -93,11 +97,13 @@ class definition_check {
   }
 
   std::string compare(std::deque<named>& got, reference::tensors<golden> const& exact,
-                      reference::tensors<compute> const& naive) {
+                      std::vector<reference::tensors<compute>> const& naive) {
     std::string complaint;
     for (std::size_t n = 0; n < got.size(); ++n) {
+      std::vector<reference::tensor<compute, 4>> in_each_order;
+      for (auto const& all : naive) in_each_order.push_back(all[n]);
       complaint += two_times_rule(got[n].name, got[n].values.template values<golden>(), exact[n],
-                                  std::vector{naive[n]}, epsilon<T>());
+                                  in_each_order, epsilon<T>());
       if (!got[n].values.untouched_outside())
         complaint += "memory outside " + got[n].name + " was written to\n";
     }
