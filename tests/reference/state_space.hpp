@@ -1,0 +1,71 @@
+#pragma once
+
+#include "reference/tensor.hpp"
+
+#include <cmath>
+#include <vector>
+
+/// Recurrences of channels, token by token, for any type of number. Tensors are [batch, position, head, dim], states
+/// [sequence, head, row, dim].
+namespace reference {
+
+/// The sequences of a call: offsets in the only batch entry, or none for one a batch entry.
+struct sequences {
+  std::vector<index_t> bounds;
+
+  index_t count(index_t batches) const {
+    return bounds.empty() ? batches : static_cast<index_t>(bounds.size()) - 1;
+  }
+  /// Calls visit(sequence, batch, first, last, head, channel).
+  template <class Visit>
+  void each(std::array<index_t, 4> const& shape, Visit visit) const {
+    for (index_t s = 0; s < count(shape[0]); ++s)
+      for (index_t h = 0; h < shape[2]; ++h)
+        for (index_t d = 0; d < shape[3]; ++d)
+          if (bounds.empty())
+            visit(s, s, index_t{0}, shape[1], h, d);
+          else
+            visit(s, index_t{0}, bounds[std::size_t(s)], bounds[std::size_t(s) + 1], h, d);
+  }
+};
+
+template <class N>
+N sigmoid(N x) {
+  using std::exp;
+  return N(1) / (N(1) + exp(-x));
+}
+template <class N>
+N silu(N x) {
+  return x * sigmoid(x);
+}
+/// log(1 + e^x).
+template <class N>
+N softplus(N x) {
+  using std::exp;
+  using std::log1p;
+  return x > N(0) ? x + log1p(exp(-x)) : log1p(exp(x));
+}
+
+/// out_t = act(bias + sum_k w_k x_(t-k)); `initial` has the inputs before, the oldest first, and `last` those of the end.
+template <class N>
+tensor<N, 4> causal_convolution(sequences const& all, tensor<N, 4> const& x, tensor<N, 4> const& w,
+                                tensor<N, 4> const& bias, tensor<N, 4> const& initial,
+                                bool with_silu, tensor<N, 4>& last) {
+  tensor<N, 4> out(x.extents);
+  index_t const taps = w.extent(1), before = taps - 1;
+  last = tensor<N, 4>(initial.extents);
+  all.each(x.extents, [&](index_t s, index_t b, index_t first, index_t end, index_t h, index_t d) {
+    auto const input = [&](index_t t) {
+      return t >= first ? x(b, t, h, d) : initial(s, h, before + t - first, d);
+    };
+    for (index_t t = first; t < end; ++t) {
+      N sum = bias(0, 0, h, d);
+      for (index_t k = 0; k < taps; ++k) sum = sum + w(0, k, h, d) * input(t - k);
+      out(b, t, h, d) = with_silu ? silu(sum) : sum;
+    }
+    for (index_t r = 0; r < before; ++r) last(s, h, r, d) = input(end - before + r);
+  });
+  return out;
+}
+
+}  // namespace reference
