@@ -17,6 +17,10 @@ namespace heed::recur {
 
 namespace detail {
 
+using heed::detail::expect_distinct_elements;
+using heed::detail::expect_extent;
+using heed::detail::expect_like;
+using heed::detail::expect_memory;
 using heed::detail::is_a;
 
 inline constexpr auto is_map = []<class T>() { return feature_map<T>; };
@@ -81,7 +85,8 @@ struct state_type<final_state_gradient<T>> {
 /// The type a call computes in: double where a tensor or a state is.
 template <class Q, class K, class V, class O, class... I>
 using compute_type_of =
-    compute_type<Q, K, V, O, typename detail::state_type<std::remove_cvref_t<I>>::type...>;
+    compute_type<compute_type<Q, K, V, O>,
+                 compute_type<typename detail::state_type<std::remove_cvref_t<I>>::type...>>;
 
 /// How a state fades along one of its sides.
 enum class fading { none, scalar, channels };
@@ -249,7 +254,6 @@ template <class T, element Q, element K, element V, element O, class... I>
 problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                         tensor_view<O, 4> out, I const&... ingredients) {
   using namespace detail;
-  using namespace heed::detail;
   static_assert((true && ... && check_ingredient<I>()));
   static_assert((0 + ... + int(is_a<I, state> || is_a<I, initial_state>)) <= 1 &&
                     (0 + ... + int(is_a<I, state> || is_a<I, final_state>)) <= 1,
@@ -343,7 +347,8 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
                             of_value ? "value_dim" : "features of a key");
       }();
       expect_each(name, gates, "numbers of at most 0", below_zero);
-      (of_value ? p.value_gate : p.key_gate) = {source<double>(gates), gates.stride(1) == 0};
+      (of_value ? p.value_gate : p.key_gate) =
+          token_numbers<double>{source<double>(gates), gates.stride(1) == 0};
       (of_value ? p.value_fading : p.key_fading) =
           is_a<kind, decay> ? fading::scalar : fading::channels;
       shape.state_heads = std::max(shape.state_heads, gates.extent(2));
@@ -355,7 +360,7 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
       auto const rates = fit_tokens(name, with_one_channel(ingredient.rate), shape, 1, "one");
       expect_each(name, rates, is_exact ? "finite numbers of at least 0" : "finite numbers",
                   [](auto r) { return r - r == 0 && (!is_exact || r >= 0); });
-      p.rate = {source<T>(rates), rates.stride(1) == 0};
+      p.rate = token_numbers<T>{source<T>(rates), rates.stride(1) == 0};
       p.rule = is_exact ? write_rule::exact_delta : write_rule::delta;
       shape.state_heads = std::max(shape.state_heads, rates.extent(2));
     }

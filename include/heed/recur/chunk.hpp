@@ -1,0 +1,300 @@
+#pragma once
+
+#include <heed/recur/fade.hpp>
+#include <heed/simd/finite.hpp>
+
+/// One worker's way through the chunks of a sequence, for one state.
+///
+/// In a chunk that begins with the state S, with queries, keys and written values in rows Q, K and U,
+///
+///     O = gather(scores(Q, K), U) + from_start(Q) S          S <- e^G_end S + to_end(K)^T U
+///
+/// U is the values as they are; under the delta rule, what is written is found row by row first,
+/// U = rate (V - gather(strict scores(K, K), U) - from_start(K) S).
+namespace heed::recur {
+
+/// The chunks of a sequence in order: keys before the first row, rows before the first key, then both together.
+/// Rows that see all keys, or none, come without keys.
+struct chunk_list {
+  struct chunk {
+    index_t first_key, keys, first_row, rows;
+  };
+
+  index_t lone_keys;
+  index_t lone_rows;
+  index_t pairs;
+  index_t tokens;
+
+  chunk_list(place const& where, bool causal, index_t chunk_tokens)
+      : lone_keys(causal ? std::max<index_t>(where.keys - where.rows, 0) : where.keys),
+        lone_rows(causal ? std::max<index_t>(where.rows - where.keys, 0) : where.rows),
+        pairs(where.keys - lone_keys),
+        tokens(chunk_tokens) {}
+
+  index_t size() const { return count(lone_keys) + count(lone_rows) + count(pairs); }
+  chunk operator[](index_t n) const {
+    if (n < count(lone_keys)) return {n * tokens, part(lone_keys, n), 0, 0};
+    n -= count(lone_keys);
+    if (n < count(lone_rows)) return {0, 0, n * tokens, part(lone_rows, n)};
+    n -= count(lone_rows);
+    return {lone_keys + n * tokens, part(pairs, n), lone_rows + n * tokens, part(pairs, n)};
+  }
+
+ private:
+  index_t count(index_t of) const { return (of + tokens - 1) / tokens; }
+  index_t part(index_t of, index_t n) const { return std::min(tokens, of - n * tokens); }
+};
+
+/// Where a state is: its sequence, its head and, where columns are split among workers, which of them.
+struct state_place {
+  place where;
+  index_t head;
+};
+
+/// What is left of a state after a chunk, by features and by columns; see fade::whole.
+template <class T, class Arch>
+void advance_state(fade<T, Arch> const& key_fade, fade<T, Arch> const& value_fade,
+                   interval features, index_t columns, T const* written, T* state) {
+  using batch = xsimd::batch<T, Arch>;
+  for (index_t d = features.first; d < features.last; ++d) {
+    batch const factor(key_fade.kind() == fading::channels ? key_fade.whole_channels()[d]
+                                                           : key_fade.whole());
+    for (index_t e = 0; e < columns; e += static_cast<index_t>(batch::size)) {
+      batch faded = batch::load_aligned(state + d * columns + e) * factor;
+      if (value_fade.kind() == fading::channels)
+        faded *= batch::load_aligned(value_fade.whole_channels() + e);
+      (faded + batch::load_aligned(written + d * columns + e))
+          .store_aligned(state + d * columns + e);
+    }
+  }
+}
+
+template <class T, class Arch>
+class chunk_worker {
+ public:
+  using batch = xsimd::batch<T, Arch>;
+  static constexpr auto lanes = static_cast<index_t>(batch::size);
+  static constexpr index_t block = fade<T, Arch>::block;
+
+  chunk_worker(arena& memory, problem<T> const& p)
+      : p_(p),
+        features(simd::round_up(p.features, lanes)),
+        columns(simd::round_up(p.columns, lanes)),
+        key_fade(memory, p.key_fading, p.features, p.chunk),
+        value_fade(memory, p.value_fading, p.columns, p.chunk),
+        score_stride(key_fade.score_stride()) {
+    index_t const tokens = score_stride;
+    auto const rows = [&](index_t stride) {
+      padded_rows<T> const block_of_rows{memory.take<T>(tokens * stride), stride};
+      if (!memory.measuring()) std::fill_n(block_of_rows.data, tokens * stride, T(0));
+      return block_of_rows;
+    };
+    raw = {memory.take<T>(tokens * std::max(p.shape.key_dim, p.shape.query_dim)), 0};
+    keys = rows(features);
+    keys_at_end = p.key_fading == fading::channels ? rows(features) : keys;
+    keys_transposed = rows(features).data;
+    written = rows(columns);
+    written_at_end = p.key_fading == fading::scalar || p.value_fading == fading::channels
+                         ? rows(columns)
+                         : written;
+    queries = rows(features);
+    queries_from_start =
+        p.key_fading == fading::none && p.rule == write_rule::add ? queries : rows(features);
+    scores = rows(score_stride).data;
+    out = rows(columns);
+    if (p.rule != write_rule::add) {
+      keys_from_start = rows(features);
+      erasures = rows(score_stride).data;
+      rates = memory.take<T>(tokens);
+    }
+  }
+
+  /// Brings in the tokens of a chunk: keys, values, gates and rates.
+  void load_keys(state_place const& at, chunk_list::chunk const& now) {
+    count = now.keys;
+    index_t const first = at.where.first_key + now.first_key, entry = at.where.batch;
+    index_t const head = p_.of_state(p_.shape.key_heads, at.head);
+    load_features(side::key, p_.key, entry, head, first, now.first_key, count, keys);
+    if (p_.key_fading != fading::none)
+      key_fade.load(p_.key_gate, entry, p_.of_state(p_.key_gate.heads(), at.head), first, count);
+    else
+      key_fade.load(p_.key_gate, 0, 0, 0, count);
+    if (p_.value_fading != fading::none)
+      value_fade.load(p_.value_gate, entry, p_.of_state(p_.value_gate.heads(), at.head), first,
+                      count);
+    else
+      value_fade.load(p_.value_gate, 0, 0, 0, count);
+    p_.value.copy(entry, p_.of_state(p_.shape.value_heads, at.head), first, count, written.data,
+                  columns);
+    if (p_.is_normalised)
+      for (index_t j = 0; j < count; ++j) written[j][p_.columns - 1] = T(1);
+    if (p_.key_fading != fading::channels)
+      simd::transpose<Arch>(count, p_.features, keys.data, features, keys_transposed, score_stride);
+    if (p_.rule != write_rule::add) load_rates(entry, at.head, first);
+  }
+
+  /// Under the delta rule, turns the values of the chunk into what is written. `missed`, if given, receives what the
+  /// state did not say of each key, [token][columns].
+  void solve(T const* state, T* missed = nullptr) {
+    if (p_.rule != write_rule::add && count > 0) solve_rows(state, missed);
+    rows_at_once = simd::all_finite<Arch, T>(row_block<T>{written.data, columns}, count, p_.columns)
+                       ? fade<T, Arch>::most_rows_at_once
+                       : 1;
+  }
+
+  /// What the chunk adds to the state, [feature][columns].
+  void write(T* added) {
+    fade_written();
+    product<false, Arch>(p_.features, count, {keys_at_end.data, 1, features}, written_at_end.data,
+                         columns, columns, added, columns);
+  }
+
+  /// Keys and what is written as they are at the end of the chunk; one number for both goes with what is written.
+  void fade_written() {
+    if (p_.key_fading == fading::channels) key_fade.to_end(keys, features, keys_at_end);
+    if (p_.value_fading == fading::channels) value_fade.to_end(written, columns, written_at_end);
+    if (p_.key_fading == fading::scalar)
+      key_fade.to_end(p_.value_fading == fading::channels ? written_at_end : written, columns,
+                      written_at_end);
+  }
+
+  /// Brings in the queries of a chunk for one head of the output.
+  void load_queries(place const& where, index_t head, chunk_list::chunk const& now) {
+    index_t const position = p_.causal ? now.first_row + where.keys - where.rows : now.first_row;
+    load_features(side::query, p_.query, where.batch, p_.query_head(head),
+                  where.first_row + now.first_row, position, now.rows, queries);
+  }
+
+  /// The scores of a chunk's queries, and the queries as the state it begins with is seen by them.
+  void score(index_t rows) {
+    if (count > 0) {
+      key_fade.scores(rows_at_once, false, queries, keys, keys_transposed, p_.features, scores);
+      if (p_.key_fading != fading::none)
+        key_fade.from_start(rows, queries, features, queries_from_start);
+    }
+  }
+  padded_rows<T> seeing() const { return count > 0 ? queries_from_start : queries; }
+
+  /// The rows of a chunk from its scores, not yet normalised.
+  void read(T const* state, index_t rows) {
+    product<false, Arch>(rows, p_.features, {seeing().data, features, 1}, state, columns, columns,
+                         out.data, columns);
+    if (count == 0) return;
+    if (p_.value_fading == fading::channels) value_fade.from_start(rows, out, columns, out);
+    value_fade.gather(rows_at_once, scores, written, columns, out);
+  }
+
+  /// What a row's weights sum up to, as it divides.
+  T divisor(T sum) const {
+    T const shifted = sum + p_.epsilon;
+    return shifted < p_.at_least ? p_.at_least : shifted;
+  }
+
+  void normalise(index_t rows) {
+    if (!p_.is_normalised) return;
+    for (index_t i = 0; i < rows; ++i) {
+      T const by = divisor(out[i][p_.columns - 1]);
+      multiply_row<Arch>(by != T(0) ? 1 / by : T(0), out[i], columns, out[i]);
+      if (by == T(0)) std::fill_n(out[i], p_.columns, T(0));
+    }
+  }
+
+  void load_state(state_place const& at, T* state) const {
+    std::fill_n(state, p_.features * columns, T(0));
+    if (p_.begins) p_.initial.copy(at.where.sequence, at.head, 0, p_.features, state, columns);
+  }
+  void store_state(state_place const& at, T const* state) const {
+    if (p_.ends) p_.final.store(at.where.sequence, at.head, 0, p_.features, state, columns);
+  }
+
+  index_t state_size() const { return p_.features * columns; }
+
+  problem<T> const& p_;
+  index_t features;  // and columns, padded to whole registers
+  index_t columns;
+  fade<T, Arch> key_fade, value_fade;
+  index_t score_stride;
+  index_t count = 0;         // tokens in the chunk
+  index_t rows_at_once = 1;  // fewer where products with 0 are not 0
+  padded_rows<T> raw;        // rows before the feature map
+  padded_rows<T> keys, keys_at_end, keys_from_start;
+  T* keys_transposed;
+  padded_rows<T> written, written_at_end;
+  padded_rows<T> queries, queries_from_start;
+  T* scores;
+  padded_rows<T> out;
+  T* erasures = nullptr;  // strict scores of keys against keys
+  T* rates = nullptr;
+
+ protected:
+  void load_features(side of, source<T> const& from, index_t entry, index_t head, index_t first,
+                     index_t position, index_t rows, padded_rows<T> to) {
+    T const factor = of == side::query ? p_.scale : T(1);
+    if (p_.map.is_identity()) {
+      from.copy(entry, head, first, rows, to.data, features);
+      if (factor != T(1))
+        for (index_t i = 0; i < rows; ++i) multiply_row<Arch>(factor, to[i], features, to[i]);
+      return;
+    }
+    p_.map.apply(of, raw_rows(of, from, entry, head, first, position, rows), to.data, features);
+  }
+
+  /// Rows as the feature map sees them.
+  feature_rows<T> raw_rows(side of, source<T> const& from, index_t entry, index_t head,
+                           index_t first, index_t position, index_t rows) {
+    from.copy(entry, head, first, rows, raw.data, from.dim());
+    if (of == side::query && p_.scale != T(1))
+      for (index_t n = 0; n < rows * from.dim(); ++n) raw.data[n] *= p_.scale;
+    return {raw.data, from.dim(), rows, from.dim(), entry, head, position};
+  }
+
+ private:
+  void load_rates(index_t entry, index_t head, index_t first) {
+    p_.rate.numbers.copy(entry, p_.of_state(p_.rate.heads(), head), first, count, rates, 1);
+    if (p_.rule != write_rule::exact_delta) return;
+    for (index_t j = 0; j < count; ++j) {
+      T norm = 0;
+      for (index_t d = 0; d < p_.features; ++d) norm += keys[j][d] * keys[j][d];
+      rates[j] = exact_rate(rates[j], norm);
+    }
+  }
+
+ public:
+  /// (1 - exp(-rate norm)) / norm, at its limit where the norm is 0.
+  static T exact_rate(T rate, T norm) {
+    T const x = rate * norm;
+    return x < T(1e-8) ? rate * (1 - x / 2) : -std::expm1(-x) / norm;
+  }
+
+ private:
+  void solve_rows(T const* state, T* missed) {
+    key_fade.scores(fade<T, Arch>::most_rows_at_once, true, keys, keys, keys_transposed,
+                    p_.features, erasures);
+    if (p_.key_fading == fading::none)
+      std::copy_n(keys.data, count * features, keys_from_start.data);
+    else
+      key_fade.from_start(count, keys, features, keys_from_start);
+    // Both are subtracted: negated once, they are added.
+    for (index_t i = 0; i < count; ++i) {
+      multiply_row<Arch>(T(-1), keys_from_start[i], features, keys_from_start[i]);
+      multiply_row<Arch>(T(-1), erasures + i * score_stride, simd::round_up(i, lanes),
+                         erasures + i * score_stride);
+    }
+    product<true, Arch>(count, p_.features, {keys_from_start.data, features, 1}, state, columns,
+                        columns, written.data, columns);
+    for (index_t first = 0; first < count; first += block) {
+      index_t const last = std::min(first + block, count);
+      if (first > 0)
+        product<true, Arch>(last - first, first, {erasures + first * score_stride, score_stride, 1},
+                            written.data, columns, columns, written[first], columns);
+      for (index_t i = first; i < last; ++i) {
+        for (index_t j = first; j < i; ++j)
+          add_product<Arch>(erasures[i * score_stride + j], written[j], columns, written[i]);
+        if (missed != nullptr) std::copy_n(written[i], columns, missed + i * columns);
+        multiply_row<Arch>(rates[i], written[i], columns, written[i]);
+      }
+    }
+  }
+};
+
+}  // namespace heed::recur

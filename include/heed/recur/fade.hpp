@@ -1,0 +1,438 @@
+#pragma once
+
+#include <heed/parallel/workspace.hpp>
+#include <heed/recur/problem.hpp>
+#include <heed/simd/dot.hpp>
+#include <heed/simd/math.hpp>
+#include <heed/simd/multiply.hpp>
+#include <heed/simd/transpose.hpp>
+
+/// The products inside a chunk of tokens, with what fades between two of them.
+///
+/// Everything that passes between tokens of a chunk is one of three products, for tokens j <= i:
+///
+///     scores    m_ij  = sum_d x_id y_jd e^(G_id - G_jd)
+///     gather    z_i  += sum_j m_ij y_j e^(G_i - G_j)
+///     scatter   z_j  += sum_i m_ij x_i e^(G_i - G_j)
+///
+/// Forward and backward are made of them, on the side of the keys and on that of the values. No exponential of a positive
+/// number appears: between blocks of tokens, factors are carried from the end of one to the start of the other, and inside
+/// a block from token to token.
+namespace heed::recur {
+
+/// c (+)= a b for `columns` columns, a number of whole registers; see simd::multiply.
+template <bool Accumulate, class Arch, class T>
+void product(index_t rows, index_t depth, simd::scalar_rows<T> a, T const* b, index_t b_stride,
+             index_t columns, T* c, index_t c_stride) {
+  constexpr index_t lanes = simd::tile_shape<T, Arch>::lanes;
+  if (rows <= 0) return;
+  for (index_t at = 0, left = columns / lanes; left > 0;) {
+    int const registers = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+    if (registers == 3)
+      simd::multiply<3, Accumulate, Arch>(rows, depth, a, b + at, b_stride, c + at, c_stride);
+    else if (registers == 2)
+      simd::multiply<2, Accumulate, Arch>(rows, depth, a, b + at, b_stride, c + at, c_stride);
+    else
+      simd::multiply<1, Accumulate, Arch>(rows, depth, a, b + at, b_stride, c + at, c_stride);
+    at += registers * lanes;
+    left -= registers;
+  }
+}
+
+/// to[i] = e^x[i] for x <= 0.
+template <class Arch, class T>
+void exponentials(double const* x, index_t count, T* to) {
+  using batch = xsimd::batch<T, Arch>;
+  constexpr auto lanes = static_cast<index_t>(batch::size);
+  constexpr double log2_e = 1.4426950408889634074;
+  index_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    alignas(64) T power[lanes];
+    for (index_t l = 0; l < lanes; ++l) power[l] = static_cast<T>(x[i + l] * log2_e);
+    simd::exp2(batch::load_aligned(power)).store_unaligned(to + i);
+  }
+  if (i < count) {
+    alignas(64) T power[lanes] = {};
+    for (index_t l = 0; l < count - i; ++l) power[l] = static_cast<T>(x[i + l] * log2_e);
+    simd::exp2(batch::load_aligned(power)).store_aligned(power);
+    std::copy_n(power, count - i, to + i);
+  }
+}
+
+/// to[i] = factors[i] * from[i] for a number of whole registers.
+template <class Arch, class T>
+void multiply_row(T const* factors, T const* from, index_t count, T* to) {
+  using batch = xsimd::batch<T, Arch>;
+  for (index_t d = 0; d < count; d += static_cast<index_t>(batch::size))
+    (batch::load_unaligned(factors + d) * batch::load_unaligned(from + d)).store_unaligned(to + d);
+}
+template <class Arch, class T>
+void multiply_row(T factor, T const* from, index_t count, T* to) {
+  using batch = xsimd::batch<T, Arch>;
+  for (index_t d = 0; d < count; d += static_cast<index_t>(batch::size))
+    (batch(factor) * batch::load_unaligned(from + d)).store_unaligned(to + d);
+}
+
+/// to[i] += factors[i] * from[i].
+template <class Arch, class T>
+void add_product(T const* factors, T const* from, index_t count, T* to) {
+  using batch = xsimd::batch<T, Arch>;
+  for (index_t d = 0; d < count; d += static_cast<index_t>(batch::size))
+    xsimd::fma(batch::load_unaligned(factors + d), batch::load_unaligned(from + d),
+               batch::load_unaligned(to + d))
+        .store_unaligned(to + d);
+}
+template <class Arch, class T>
+void add_product(T factor, T const* from, index_t count, T* to) {
+  using batch = xsimd::batch<T, Arch>;
+  for (index_t d = 0; d < count; d += static_cast<index_t>(batch::size))
+    xsimd::fma(batch(factor), batch::load_unaligned(from + d), batch::load_unaligned(to + d))
+        .store_unaligned(to + d);
+}
+
+/// Rows of numbers to compute with, padded with zeros to whole registers.
+template <class T>
+struct padded_rows {
+  T* data;
+  index_t stride;
+
+  T* operator[](index_t row) const { return data + row * stride; }
+};
+
+/// How the state fades over the tokens of a chunk, along one of its sides: the features of keys, or the channels of values.
+template <class T, class Arch>
+class fade {
+ public:
+  using batch = xsimd::batch<T, Arch>;
+  static constexpr auto lanes = static_cast<index_t>(batch::size);
+  /// Tokens between which factors are carried one by one.
+  static constexpr index_t block = std::max<index_t>(8, lanes);
+  /// Tokens that a product is made for at a time; a triangle is cut into steps of these.
+  static constexpr index_t most_rows_at_once = 16;
+
+  fade(arena& memory, fading kind, index_t width, index_t tokens)
+      : kind_(kind),
+        width_(simd::round_up(width, lanes)),
+        own_width_(width),
+        score_stride_(simd::round_up(tokens, block)) {
+    index_t const rows = score_stride_;
+    if (kind_ == fading::scalar) {
+      sums_ = memory.take<double>(rows);
+      pair_ = memory.take<T>(rows * score_stride_);
+      from_start_ = memory.take<T>(rows);
+    } else if (kind_ == fading::channels) {
+      index_t const blocks = rows / block;
+      sums_ = memory.take<double>(rows * width_);
+      gate_ = memory.take<T>(rows * width_);
+      head_ = memory.take<T>(rows * width_);
+      tail_ = memory.take<T>(rows * width_);
+      total_ = memory.take<T>(blocks * width_);
+      before_ = memory.take<T>(blocks * width_);
+      after_ = memory.take<T>(blocks * width_);
+      whole_ = memory.take<T>(width_);
+      rows_ = memory.take<T>(rows * width_);
+      other_rows_ = memory.take<T>(rows * width_);
+      transposed_ = memory.take<T>(width_ * score_stride_);
+      if (!memory.measuring()) {
+        std::fill_n(sums_, rows * width_, 0.0);
+        std::fill_n(rows_, rows * width_, T(0));
+        std::fill_n(other_rows_, rows * width_, T(0));
+        std::fill_n(gate_, rows * width_, T(1));
+      }
+    }
+  }
+
+  fading kind() const { return kind_; }
+
+  /// The gates of a chunk's tokens; `gates` has their log gates at [token][own width].
+  void load(token_numbers<double> const& gates, index_t batch_entry, index_t head, index_t first,
+            index_t count) {
+    bool const known = gates.constant && count_ > 0 && kind_ == fading::scalar &&
+                       head_index_ == head && batch_ == batch_entry && count <= count_;
+    count_ = count;
+    if (kind_ == fading::none || count == 0 || known) return;
+    head_index_ = head;
+    batch_ = batch_entry;
+    gates.numbers.copy(batch_entry, head, first, count, sums_, width_of_sums());
+    // e^-10000 is 0, and differences of such sums are not NaN, as those of infinities are.
+    for (index_t i = 0; i < count * width_of_sums(); ++i) sums_[i] = std::max(sums_[i], -1e4);
+    if (kind_ == fading::scalar)
+      load_scalars();
+    else
+      load_channels();
+  }
+
+  /// m_ij for j <= i, or j < i if `strict`, and 0 up to the end of the rows that are made at a time. x and y have `depth`
+  /// columns; y_transposed is [depth][score_stride].
+  void scores(index_t rows_at_once, bool strict, padded_rows<T> x, padded_rows<T> y,
+              T const* y_transposed, index_t depth, T* m) const {
+    if (kind_ == fading::channels) return channel_scores(strict, x, y, depth, m);
+    for (index_t first = 0; first < count_; first += rows_at_once) {
+      index_t const last = std::min(first + rows_at_once, count_);
+      index_t const columns = simd::round_up(last, lanes);
+      product<false, Arch>(last - first, depth, {x[first], x.stride, 1}, y_transposed,
+                           score_stride_, columns, m + first * score_stride_, score_stride_);
+      for (index_t i = first; i < last; ++i) hide_later(i + (strict ? 0 : 1), columns, i, m);
+    }
+  }
+
+  /// Multiplies scores that were made without this side by what fades between their tokens, if that is one number.
+  void fade_scores(index_t rows_at_once, T* m) const {
+    if (kind_ != fading::scalar) return;
+    for (index_t i = 0; i < count_; ++i) {
+      index_t const last = std::min(i - i % rows_at_once + rows_at_once, count_);
+      T* const row = m + i * score_stride_;
+      multiply_row<Arch>(pair_ + i * score_stride_, row, simd::round_up(last, lanes), row);
+    }
+  }
+
+  /// z_i += sum_j m_ij y_j e^(G_i - G_j); between keys and values a scalar decay is in m already.
+  void gather(index_t rows_at_once, T const* m, padded_rows<T> y, index_t columns,
+              padded_rows<T> z) const {
+    if (kind_ == fading::channels) return channel_gather(m, y, z);
+    for (index_t first = 0; first < count_; first += rows_at_once) {
+      index_t const last = std::min(first + rows_at_once, count_);
+      product<true, Arch>(last - first, last, {m + first * score_stride_, score_stride_, 1}, y.data,
+                          y.stride, columns, z[first], z.stride);
+    }
+  }
+
+  /// z_j += sum_i m_ij x_i e^(G_i - G_j).
+  void scatter(index_t rows_at_once, T const* m, padded_rows<T> x, index_t columns,
+               padded_rows<T> z) const {
+    if (kind_ == fading::channels) return channel_scatter(m, x, z);
+    for (index_t first = 0; first < count_; first += rows_at_once) {
+      index_t const last = std::min(first + rows_at_once, count_);
+      product<true, Arch>(last - first, count_ - first,
+                          {m + first * score_stride_ + first, 1, score_stride_}, x[first], x.stride,
+                          columns, z[first], z.stride);
+    }
+  }
+
+  /// to_i = x_i e^G_i, what is left of the state a chunk begins with.
+  void from_start(index_t count, padded_rows<T> x, index_t columns, padded_rows<T> to) const {
+    for (index_t i = 0; i < count; ++i) {
+      if (kind_ == fading::scalar) {
+        multiply_row<Arch>(from_start_[i], x[i], columns, to[i]);
+      } else {
+        multiply_row<Arch>(head_ + i * width_, x[i], columns, to[i]);
+        multiply_row<Arch>(before_ + i / block * width_, to[i], columns, to[i]);
+      }
+    }
+  }
+
+  /// to_j = y_j e^(G_end - G_j), what is left of a token at the end of the chunk.
+  void to_end(padded_rows<T> y, index_t columns, padded_rows<T> to) const {
+    for (index_t j = 0; j < count_; ++j) {
+      if (kind_ == fading::scalar) {
+        multiply_row<Arch>(pair_[(count_ - 1) * score_stride_ + j], y[j], columns, to[j]);
+      } else {
+        multiply_row<Arch>(tail_ + j * width_, y[j], columns, to[j]);
+        multiply_row<Arch>(after_ + j / block * width_, to[j], columns, to[j]);
+      }
+    }
+  }
+
+  /// e^G_end: one number, or one for each channel.
+  T whole() const { return kind_ == fading::scalar && count_ > 0 ? from_start_[count_ - 1] : T(1); }
+  T const* whole_channels() const { return whole_; }
+
+  index_t score_stride() const { return score_stride_; }
+
+ private:
+  index_t width_of_sums() const { return kind_ == fading::scalar ? 1 : width_; }
+
+  void hide_later(index_t kept, index_t columns, index_t i, T* m) const {
+    T* const row = m + i * score_stride_;
+    if (kind_ == fading::scalar)
+      multiply_row<Arch>(pair_ + i * score_stride_, row, simd::round_up(kept, lanes), row);
+    std::fill(row + kept, row + columns, T(0));
+  }
+
+  // Sums in double: differences of them stay exact after a token that forgets all.
+  void load_scalars() {
+    for (index_t i = 1; i < count_; ++i) sums_[i] += sums_[i - 1];
+    exponentials<Arch>(sums_, count_, from_start_);
+    for (index_t i = 0; i < count_; ++i) {
+      T* const row = pair_ + i * score_stride_;
+      double difference[lanes];
+      index_t j = 0;
+      for (; j <= i; j += lanes) {
+        for (index_t l = 0; l < lanes; ++l)
+          difference[l] = j + l <= i ? sums_[i] - sums_[j + l] : -1e4;
+        exponentials<Arch>(difference, lanes, row + j);
+      }
+      std::fill(row + j, row + score_stride_, T(0));
+    }
+  }
+
+  void load_channels() {
+    index_t const blocks = (count_ + block - 1) / block;
+    exponentials<Arch>(sums_, count_ * width_, gate_);
+    std::fill_n(gate_ + count_ * width_, (blocks * block - count_) * width_, T(1));
+    for (index_t b = 0; b < blocks; ++b) {
+      index_t const first = b * block, last = std::min(first + block, count_);
+      std::copy_n(gate_ + first * width_, width_, head_ + first * width_);
+      for (index_t i = first + 1; i < last; ++i)
+        multiply_row<Arch>(gate_ + i * width_, head_ + (i - 1) * width_, width_,
+                           head_ + i * width_);
+      std::fill_n(tail_ + (last - 1) * width_, width_, T(1));
+      for (index_t i = last - 1; i-- > first;)
+        multiply_row<Arch>(gate_ + (i + 1) * width_, tail_ + (i + 1) * width_, width_,
+                           tail_ + i * width_);
+      // From here on sums_ holds, at the first token of a block, the log of the block's whole decay.
+      double* const sum = sums_ + first * width_;
+      for (index_t i = first + 1; i < last; ++i)
+        for (index_t d = 0; d < width_; ++d) sum[d] += sums_[i * width_ + d];
+      exponentials<Arch>(sum, width_, total_ + b * width_);
+    }
+    // Sums before and after each block, in the rows of its second and third token.
+    double* const after = sums_ + 1 * width_;
+    std::fill_n(after, width_, 0.0);
+    for (index_t b = blocks; b-- > 0;) {
+      exponentials<Arch>(after, width_, after_ + b * width_);
+      for (index_t d = 0; d < width_; ++d) after[d] += sums_[b * block * width_ + d];
+    }
+    exponentials<Arch>(after, width_, whole_);
+    double* const before = after;
+    std::fill_n(before, width_, 0.0);
+    for (index_t b = 0; b < blocks; ++b) {
+      exponentials<Arch>(before, width_, before_ + b * width_);
+      for (index_t d = 0; d < width_; ++d) before[d] += sums_[b * block * width_ + d];
+    }
+  }
+
+  /// Inside a block: m_ij for the key at `Key` and all later tokens, the key fading from token to token.
+  template <index_t Key>
+  void scores_of_key(padded_rows<T> x, padded_rows<T> y, index_t first, T* m) const {
+    constexpr index_t groups = (block - Key + lanes - 1) / lanes;
+    batch sum[groups * lanes];
+#pragma GCC unroll 16
+    for (index_t i = 0; i < groups * lanes; ++i) sum[i] = batch(T(0));
+    for (index_t d = 0; d < width_; d += lanes) {
+      batch key = batch::load_unaligned(y[first + Key] + d);
+#pragma GCC unroll 16
+      for (index_t i = Key; i < block; ++i) {
+        sum[i - Key] = xsimd::fma(batch::load_unaligned(x[first + i] + d), key, sum[i - Key]);
+        if (i + 1 < block) key *= batch::load_unaligned(gate_ + (first + i + 1) * width_ + d);
+      }
+    }
+    alignas(64) T sums[groups * lanes];
+    for (index_t g = 0; g < groups; ++g)
+      simd::detail::sum_lanes<T, Arch>(sum + g * lanes, sums + g * lanes);
+    for (index_t i = Key; i < block; ++i)
+      m[(first + i) * score_stride_ + first + Key] = sums[i - Key];
+  }
+
+  void channel_scores(bool strict, padded_rows<T> x, padded_rows<T> y, index_t depth, T* m) const {
+    for (index_t i = 0; i < count_; ++i) {
+      multiply_row<Arch>(head_ + i * width_, x[i], width_, rows_ + i * width_);
+      multiply_row<Arch>(tail_ + i * width_, y[i], width_, other_rows_ + i * width_);
+    }
+    simd::transpose<Arch>(count_, depth, other_rows_, width_, transposed_, score_stride_);
+    for (index_t first = 0; first < count_; first += block) {
+      index_t const last = std::min(first + block, count_);
+      product<false, Arch>(last - first, depth, {rows_ + first * width_, width_, 1}, transposed_,
+                           score_stride_, first, m + first * score_stride_, score_stride_);
+      [&]<index_t... Key>(std::integer_sequence<index_t, Key...>) {
+        ((first + Key < last ? scores_of_key<Key>(x, y, first, m) : void()), ...);
+      }
+      (std::make_integer_sequence<index_t, block>());
+      index_t const end = simd::round_up(last, most_rows_at_once);
+      for (index_t i = first; i < last; ++i) {
+        T* const row = m + i * score_stride_;
+        index_t const kept = i + (strict ? 0 : 1);
+        std::fill(row + kept, row + std::min(std::max(end, kept), score_stride_), T(0));
+      }
+      if (last == count_) break;
+      T const* const total = total_ + first / block * width_;
+      for (index_t d = 0; d < depth && first > 0; ++d)
+        multiply_row<Arch>(total[d], transposed_ + d * score_stride_, first,
+                           transposed_ + d * score_stride_);
+    }
+  }
+
+  void channel_gather(T const* m, padded_rows<T> y, padded_rows<T> z) const {
+    T* const sums = other_rows_;
+    for (index_t j = 0; j < count_; ++j)
+      multiply_row<Arch>(tail_ + j * width_, y[j], width_, rows_ + j * width_);
+    for (index_t first = 0; first < count_; first += block) {
+      index_t const last = std::min(first + block, count_);
+      if (first > 0) {
+        product<false, Arch>(last - first, first, {m + first * score_stride_, score_stride_, 1},
+                             rows_, width_, width_, sums, width_);
+        for (index_t i = first; i < last; ++i)
+          add_product<Arch>(head_ + i * width_, sums + (i - first) * width_, width_, z[i]);
+      }
+      for (index_t j = first; j < last; ++j)
+        for (index_t d = 0; d < width_; d += lanes) {
+          batch key = batch::load_unaligned(y[j] + d);
+          for (index_t i = j; i < last; ++i) {
+            if (i > j) key *= batch::load_unaligned(gate_ + i * width_ + d);
+            T* const to = z[i] + d;
+            xsimd::fma(batch(m[i * score_stride_ + j]), key, batch::load_unaligned(to))
+                .store_unaligned(to);
+          }
+        }
+      if (last == count_) break;
+      T const* const total = total_ + first / block * width_;
+      for (index_t j = 0; j < first; ++j)
+        multiply_row<Arch>(total, rows_ + j * width_, width_, rows_ + j * width_);
+    }
+  }
+
+  void channel_scatter(T const* m, padded_rows<T> x, padded_rows<T> z) const {
+    T* const sums = other_rows_;
+    for (index_t i = 0; i < count_; ++i)
+      multiply_row<Arch>(head_ + i * width_, x[i], width_, rows_ + i * width_);
+    index_t const blocks = (count_ + block - 1) / block;
+    for (index_t b = blocks; b-- > 0;) {
+      index_t const first = b * block, last = std::min(first + block, count_);
+      if (last < count_) {
+        product<false, Arch>(last - first, count_ - last,
+                             {m + last * score_stride_ + first, 1, score_stride_},
+                             rows_ + last * width_, width_, width_, sums, width_);
+        for (index_t j = first; j < last; ++j)
+          add_product<Arch>(tail_ + j * width_, sums + (j - first) * width_, width_, z[j]);
+      }
+      for (index_t j = first; j < last; ++j)
+        for (index_t d = 0; d < width_; d += lanes) {
+          batch sum(T(0));
+          for (index_t i = last; i-- > j;) {
+            if (i + 1 < last) sum *= batch::load_unaligned(gate_ + (i + 1) * width_ + d);
+            sum = xsimd::fma(batch(m[i * score_stride_ + j]), batch::load_unaligned(x[i] + d), sum);
+          }
+          (batch::load_unaligned(z[j] + d) + sum).store_unaligned(z[j] + d);
+        }
+      T const* const total = total_ + b * width_;
+      for (index_t i = last; i < count_; ++i)
+        multiply_row<Arch>(total, rows_ + i * width_, width_, rows_ + i * width_);
+    }
+  }
+
+  fading kind_;
+  index_t width_;
+  index_t own_width_;
+  index_t score_stride_;
+  index_t count_ = 0;
+  index_t batch_ = -1;
+  index_t head_index_ = -1;
+  double* sums_ = nullptr;  // of log gates; its meaning changes while a chunk is loaded
+  // A scalar: what fades between two tokens, and from the start to each.
+  T* pair_ = nullptr;
+  T* from_start_ = nullptr;
+  // Channels: the decay at each token; from its block's start through each token, and from there to the block's end; over
+  // each block, before it, after it, and over the chunk.
+  T* gate_ = nullptr;
+  T* head_ = nullptr;
+  T* tail_ = nullptr;
+  T* total_ = nullptr;
+  T* before_ = nullptr;
+  T* after_ = nullptr;
+  T* whole_ = nullptr;
+  T* rows_ = nullptr;
+  T* other_rows_ = nullptr;
+  T* transposed_ = nullptr;
+};
+
+}  // namespace heed::recur
