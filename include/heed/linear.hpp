@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/recur/backward.hpp>
 #include <heed/recur/forward.hpp>
 #include <heed/recur/step.hpp>
 
@@ -43,6 +44,26 @@ template <element Q, element K, element V, element O, class... Ingredients>
 void linear_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                       tensor_view<O, 4> out, Ingredients const&... ingredients) {
   recur::forward(query, key, value, out, ingredients...);
+}
+
+/// The gradients of linear_attention(). Call it with the ingredients of the forward call, `state{s}` replaced by an
+/// initial_state with what s was before.
+///
+///   out     what linear_attention() returned
+///   dout    d loss / d out, shaped like out
+///   dquery, dkey, dvalue   receive the gradients, shaped like query, key and value; those of shared heads are summed
+///
+/// Further ingredients: final_state_gradient where the loss also depends on the final state. The gradients of gates, rates and
+/// the initial state are written where the ingredient carries a `gradient`. States are made anew, chunk by chunk, from some
+/// that are kept: memory grows with the square root of the length.
+template <element Q, element K, element V, element O, element DO, element DQ, element DK,
+          element DV, class... Ingredients>
+void linear_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
+                               tensor_view<V, 4> value, tensor_view<O, 4> out,
+                               tensor_view<DO, 4> dout, tensor_view<DQ, 4> dquery,
+                               tensor_view<DK, 4> dkey, tensor_view<DV, 4> dvalue,
+                               Ingredients const&... ingredients) {
+  recur::backward(query, key, value, out, dout, dquery, dkey, dvalue, ingredients...);
 }
 
 /// One token of linear_attention: its tensors have one position, and `state` is updated where it lies.

@@ -1,0 +1,613 @@
+#pragma once
+
+#include <heed/recur/forward.hpp>
+
+#include <cmath>
+
+/// Engine 2, backward. With R the gradient of the state a chunk ends with, and dO, dU those of its rows and of what it writes,
+///
+///     dU = scatter(P, dO) + to_end(K) R                       P = scores(Q, K)
+///     dQ = gather(dP, K) + from_start(dO S^T)                 dP = scores(dO, U)
+///     dK = scatter(dP, Q) + to_end(U R^T)                     R <- e^G_end R + from_start(Q)^T dO
+///
+/// The erasing of the delta rule is one more row that reads: the key itself, before the token, its gradient that of what was
+/// missed, negated. The gradient of a log gate is, from the end of the chunk on, R S_end and the sum of q dq - k dk of all
+/// later tokens: a difference of sums no longer than the chunk.
+namespace heed::recur {
+
+/// Where gradients of rows go: to the tensor, or, where heads share its rows, to a buffer of all of them, whose sums the
+/// tensor receives in the end.
+template <class T>
+struct gradient_rows {
+  sink<T> to;
+  index_t heads = 0;         // that gradients are made for
+  tensor_view<T, 4> buffer;  // [batch, head, position, dim], or none
+  bool wanted = false;
+
+  void store(index_t batch, index_t head, index_t first, index_t rows, T const* from,
+             index_t stride) const {
+    if (!wanted) return;
+    if (buffer.data() == nullptr) return to.store(batch, head, first, rows, from, stride);
+    for (index_t i = 0; i < rows; ++i)
+      std::copy_n(from + i * stride, buffer.extent(3), &buffer(batch, head, first + i, 0));
+  }
+
+  /// Whether a buffer is needed, taken from `memory`.
+  void take_buffer(arena& memory) {
+    auto const& e = to.extents();
+    if (!wanted || e[2] == heads) return;
+    T* const at = memory.take<T>(e[0] * heads * e[1] * e[3]);
+    buffer = {at, {e[0], heads, e[1], e[3]}};
+  }
+
+  void add_up(any_executor const& run_on) const {
+    if (!wanted || buffer.data() == nullptr || buffer.size() == 0) return;
+    auto const& e = to.extents();
+    index_t const share = heads / e[2], dim = e[3];
+    parallel_for(run_on, e[0] * e[2], [&](index_t piece, index_t) {
+      index_t const batch = piece / e[2], head = piece % e[2];
+      for (index_t i = 0; i < e[1]; ++i) {
+        T* const sum = &buffer(batch, head * share, i, 0);
+        for (index_t other = 1; other < share; ++other) {
+          T const* const row = &buffer(batch, head * share + other, i, 0);
+          for (index_t d = 0; d < dim; ++d) sum[d] += row[d];
+        }
+        to.store(batch, head, i, 1, sum, dim);
+      }
+    });
+  }
+};
+
+template <class T>
+struct gradients {
+  source<T> out, dout;
+  gradient_rows<T> query, key, value, key_gate, value_gate, rate;
+  bool ends = false;  // with a gradient of the final state
+  source<T> final;
+  bool begins = false;
+  sink<T> initial;
+
+  template <class F>
+  void for_each(F f) {
+    f(query), f(key), f(value), f(key_gate), f(value_gate), f(rate);
+  }
+};
+
+template <class T, class Arch>
+class backward_worker : public chunk_worker<T, Arch> {
+ public:
+  using base = chunk_worker<T, Arch>;
+  using base::columns;
+  using base::count;
+  using base::features;
+  using base::key_fade;
+  using base::keys;
+  using base::lanes;
+  using base::out;
+  using base::p_;
+  using base::queries;
+  using base::rows_at_once;
+  using base::score_stride;
+  using base::value_fade;
+  using base::written;
+
+  backward_worker(arena& memory, problem<T> const& p, gradients<T> const& g)
+      : base(memory, p), g_(g) {
+    index_t const tokens = score_stride;
+    auto const rows = [&](index_t stride) {
+      padded_rows<T> const block_of_rows{memory.take<T>(tokens * stride), stride};
+      if (!memory.measuring()) std::fill_n(block_of_rows.data, tokens * stride, T(0));
+      return block_of_rows;
+    };
+    index_t const size = features * columns;
+    auto const square = [&] {
+      T* const at = memory.take<T>(size);
+      if (!memory.measuring()) std::fill_n(at, size, T(0));
+      return at;
+    };
+    dout_ = rows(columns);
+    faded_dout_ = p.value_fading == fading::channels ? rows(columns) : dout_;
+    dwritten_ = rows(columns);
+    dkeys_ = rows(features);
+    dqueries_ = rows(features);
+    dscores_ = rows(score_stride).data;
+    written_transposed_ = memory.take<T>(columns * score_stride);
+    state_transposed_ = square();
+    gradient_transposed_ = square();
+    added_ = square();
+    index_t const dim = std::max(p.shape.key_dim, p.shape.query_dim);
+    draw_ = memory.take<T>(tokens * dim);
+    if (p.rule != write_rule::add) {
+      missed_ = rows(columns);
+      drates_ = memory.take<T>(tokens);
+      given_rates_ = memory.take<T>(tokens);
+    }
+    index_t const channels = p.key_fading == fading::channels ? features : 1;
+    if (p.key_fading != fading::none) {
+      key_sums_ = memory.take<double>(tokens * channels);
+      key_total_ = memory.take<double>(channels);
+    }
+    if (p.value_fading != fading::none) {
+      value_sums_ = memory.take<double>(tokens * columns);
+      value_total_ = memory.take<double>(columns);
+    }
+    gate_row_ = memory.take<T>(std::max(features, columns));
+    if (!memory.measuring()) std::fill_n(written_transposed_, columns * score_stride, T(0));
+  }
+
+  /// The gradients of a chunk that begins with `state` and ends with `ended`; R becomes that of its beginning.
+  void run(state_place const& at, chunk_list::chunk const& now, T const* state, T const* ended,
+           T* gradient) {
+    this->load_keys(at, now);
+    bool const erases = p_.rule != write_rule::add && count > 0;
+    if (erases)
+      p_.rate.numbers.copy(at.where.batch, p_.of_state(p_.rate.heads(), at.head),
+                           at.where.first_key + now.first_key, count, given_rates_, 1);
+    this->solve(state, missed_.data);
+    if (!simd::all_finite<Arch, T>(row_block<T>{keys.data, features}, count, p_.features))
+      rows_at_once = 1;
+    simd::transpose<Arch>(p_.features, columns, state, columns, state_transposed_, features);
+    if (count > 0) {
+      begin_gates(ended, gradient);
+      simd::transpose<Arch>(p_.features, columns, gradient, columns, gradient_transposed_,
+                            features);
+      simd::transpose<Arch>(count, columns, written.data, columns, written_transposed_,
+                            score_stride);
+      from_end(gradient);
+    }
+    bool first_to_add = true;
+    for (index_t r = 0; r < p_.readers() && now.rows > 0; ++r) {
+      read_backward(at, now, at.head * p_.readers() + r, state, first_to_add);
+      first_to_add = false;
+    }
+    if (erases) {
+      erase_backward(first_to_add);
+      first_to_add = false;
+    }
+    if (count > 0) {
+      finish_gates(at, now);
+      store_keys(at, now);
+      if (first_to_add) std::fill_n(added_, p_.features * columns, T(0));
+      advance_state(key_fade, value_fade, {0, p_.features}, columns, added_, gradient);
+    } else if (!first_to_add) {
+      for (index_t d = 0; d < p_.features * columns; d += lanes)
+        (batch::load_aligned(gradient + d) + batch::load_aligned(added_ + d))
+            .store_aligned(gradient + d);
+    }
+  }
+
+ private:
+  using batch = typename base::batch;
+
+  /// What the end of the chunk says: dU = to_end(K) R and dK = to_end(U R^T).
+  void from_end(T const* gradient) {
+    this->fade_written();
+    product<false, Arch>(count, p_.features, {this->keys_at_end.data, features, 1}, gradient,
+                         columns, columns, dwritten_.data, columns);
+    if (value_fade.kind() == fading::channels) value_fade.to_end(dwritten_, columns, dwritten_);
+    if (key_fade.kind() == fading::scalar) key_fade.to_end(dwritten_, columns, dwritten_);
+    product<false, Arch>(count, p_.columns, {this->written_at_end.data, columns, 1},
+                         gradient_transposed_, features, features, dkeys_.data, features);
+    if (key_fade.kind() == fading::channels) key_fade.to_end(dkeys_, features, dkeys_);
+  }
+
+  /// One head's rows: dU, dK, dQ and what they say of the state that the chunk begins with.
+  void read_backward(state_place const& at, chunk_list::chunk const& now, index_t head,
+                     T const* state, bool first_to_add) {
+    place const& where = at.where;
+    index_t const first = where.first_row + now.first_row;
+    this->load_queries(where, head, now);
+    this->score(now.rows);
+    load_dout(where, head, now, state);
+    index_t const at_once =
+        simd::all_finite<Arch, T>(row_block<T>{queries.data, features}, now.rows, p_.features) &&
+                simd::all_finite<Arch, T>(row_block<T>{dout_.data, columns}, now.rows, p_.columns)
+            ? rows_at_once
+            : 1;
+    if (count > 0) {
+      value_fade.scatter(at_once, this->scores, dout_, columns, dwritten_);
+      if (value_fade.kind() == fading::channels)
+        value_fade.from_start(now.rows, dout_, columns, faded_dout_);
+    }
+    padded_rows<T> const seen = count > 0 ? faded_dout_ : dout_;
+    see_backward(at_once, false, now.rows, queries, this->seeing(), dout_, seen, dqueries_,
+                 first_to_add);
+    add_to_gates(now.rows, queries, dqueries_, 1);
+    store_features(side::query, p_.query, g_.query, where.batch, p_.query_head(head), head, first,
+                   p_.causal ? now.first_row + where.keys - where.rows : now.first_row, now.rows,
+                   queries, dqueries_);
+  }
+
+  /// Rows x that read with the gradient dz: dx, dK += scatter(dP, x), and R's share.
+  void see_backward(index_t at_once, bool strict, index_t rows, padded_rows<T> x,
+                    padded_rows<T> x_from_start, padded_rows<T> dz, padded_rows<T> dz_from_start,
+                    padded_rows<T> dx, bool first_to_add) {
+    product<false, Arch>(rows, p_.columns, {dz_from_start.data, columns, 1}, state_transposed_,
+                         features, features, dx.data, features);
+    if (count > 0) {
+      if (key_fade.kind() != fading::none) key_fade.from_start(rows, dx, features, dx);
+      value_fade.scores(at_once, strict, dz, written, written_transposed_, p_.columns, dscores_);
+      key_fade.fade_scores(at_once, dscores_);
+      key_fade.gather(at_once, dscores_, keys, features, dx);
+      key_fade.scatter(at_once, dscores_, x, features, dkeys_);
+    }
+    scalar_rows<T> const across{x_from_start.data, 1, features};
+    if (first_to_add)
+      product<false, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, added_,
+                           columns);
+    else
+      product<true, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, added_,
+                          columns);
+  }
+
+  template <class U>
+  using scalar_rows = simd::scalar_rows<U>;
+
+  /// The gradient of rows before they were normalised, with that of their divisor for a column.
+  void load_dout(place const& where, index_t head, chunk_list::chunk const& now, T const* state) {
+    index_t const first = where.first_row + now.first_row;
+    g_.dout.copy(where.batch, head, first, now.rows, dout_.data, columns);
+    bool const needs_out = p_.is_normalised || p_.value_fading == fading::channels;
+    if (!needs_out) return;
+    if (p_.is_normalised) sum_weights(state, now.rows);
+    index_t const last = p_.columns - 1;
+    for (index_t i = 0; i < now.rows; ++i) {
+      T const sum = p_.is_normalised ? out[i][last] : T(1);
+      g_.out.copy(where.batch, head, first + i, 1, out[i], columns);
+      if (p_.is_normalised) {
+        T const by = this->divisor(sum);
+        T along = 0;
+        for (index_t e = 0; e < last; ++e) along += dout_[i][e] * out[i][e];
+        bool const is_clamped = sum + p_.epsilon < p_.at_least;
+        dout_[i][last] = is_clamped ? T(0) : -along;
+        multiply_row<Arch>(by != T(0) ? 1 / by : T(0), dout_[i], columns, dout_[i]);
+        if (by == T(0)) std::fill_n(dout_[i], p_.columns, T(0));
+      } else {
+        double* const sums = value_sums_ + i * columns;
+        for (index_t e = 0; e < p_.columns; ++e)
+          sums[e] += static_cast<double>(out[i][e]) * static_cast<double>(dout_[i][e]);
+      }
+    }
+  }
+
+  /// The last column of the rows: the sum of their weights.
+  void sum_weights(T const* state, index_t rows) {
+    index_t const from = columns - lanes;
+    product<false, Arch>(rows, p_.features, {this->seeing().data, features, 1}, state + from,
+                         columns, lanes, out.data + from, columns);
+    if (count > 0)
+      value_fade.gather(rows_at_once, this->scores, {written.data + from, columns}, lanes,
+                        {out.data + from, columns});
+  }
+
+  /// Through the delta rule: from the gradient of what was written to that of what was missed, the last token first.
+  void erase_backward(bool first_to_add) {
+    constexpr index_t block = base::block;
+    for (index_t first = (count - 1) / block * block; first >= 0; first -= block) {
+      index_t const last = std::min(first + block, count);
+      if (last < count)
+        product<true, Arch>(last - first, count - last,
+                            {this->erasures + last * score_stride + first, 1, score_stride},
+                            dwritten_[last], columns, columns, dwritten_[first], columns);
+      for (index_t i = last; i-- > first;) {
+        T along = 0;
+        for (index_t e = 0; e < p_.columns; ++e) along += dwritten_[i][e] * missed_[i][e];
+        drates_[i] = along;
+        multiply_row<Arch>(this->rates[i], dwritten_[i], columns, dwritten_[i]);
+        for (index_t j = first; j < i; ++j)
+          add_product<Arch>(this->erasures[i * score_stride + j], dwritten_[i], columns,
+                            dwritten_[j]);
+      }
+    }
+    // What was missed is the value less what is read: a row whose gradient is the negated one. Its keys are negated already.
+    for (index_t i = 0; i < count; ++i) multiply_row<Arch>(T(-1), dwritten_[i], columns, dout_[i]);
+    for (index_t i = 0; i < count; ++i)
+      multiply_row<Arch>(T(-1), this->keys_from_start[i], features, this->keys_from_start[i]);
+    see_backward(rows_at_once, true, count, keys, this->keys_from_start, dout_, dout_, dqueries_,
+                 first_to_add);
+    add_to_gates(count, keys, dqueries_, 1);
+    erased_ = true;
+  }
+
+  void begin_gates(T const* ended, T const* gradient) {
+    erased_ = false;
+    bool const channels = key_fade.kind() == fading::channels;
+    if (key_fade.kind() != fading::none) {
+      index_t const width = channels ? features : 1;
+      std::fill_n(key_sums_, count * width, 0.0);
+      std::fill_n(key_total_, width, 0.0);
+      for (index_t d = 0; d < p_.features; ++d)
+        key_total_[channels ? d : 0] +=
+            inner(ended + d * columns, gradient + d * columns, p_.columns);
+    }
+    if (value_fade.kind() != fading::none) {
+      std::fill_n(value_sums_, count * columns, 0.0);
+      std::fill_n(value_total_, columns, 0.0);
+      for (index_t d = 0; d < p_.features; ++d)
+        for (index_t e = 0; e < p_.columns; ++e)
+          value_total_[e] += static_cast<double>(ended[d * columns + e]) *
+                             static_cast<double>(gradient[d * columns + e]);
+    }
+  }
+
+  static double inner(T const* a, T const* b, index_t n) {
+    double sum = 0;
+    for (index_t d = 0; d < n; ++d) sum += static_cast<double>(a[d]) * static_cast<double>(b[d]);
+    return sum;
+  }
+
+  /// sign x dx, of the features of a row, to the sums of its gate.
+  void add_to_gates(index_t rows, padded_rows<T> x, padded_rows<T> dx, double sign) {
+    if (count == 0 || key_fade.kind() == fading::none) return;
+    for (index_t i = 0; i < rows; ++i)
+      if (key_fade.kind() == fading::scalar)
+        key_sums_[i] += sign * inner(x[i], dx[i], p_.features);
+      else
+        for (index_t d = 0; d < p_.features; ++d)
+          key_sums_[i * features + d] +=
+              sign * static_cast<double>(x[i][d]) * static_cast<double>(dx[i][d]);
+  }
+
+  void finish_gates(state_place const& at, chunk_list::chunk const& now) {
+    index_t const first = at.where.first_key + now.first_key, entry = at.where.batch;
+    add_to_gates(count, keys, dkeys_, -1);
+    if (key_fade.kind() != fading::none && g_.key_gate.wanted)
+      store_sums(g_.key_gate, entry, at.head, first,
+                 key_fade.kind() == fading::scalar ? 1 : p_.features,
+                 key_fade.kind() == fading::scalar ? 1 : features, key_sums_, key_total_);
+    if (value_fade.kind() != fading::none && g_.value_gate.wanted) {
+      for (index_t j = 0; j < count; ++j)
+        for (index_t e = 0; e < p_.columns; ++e)
+          value_sums_[j * columns + e] -=
+              static_cast<double>(written[j][e]) * static_cast<double>(dwritten_[j][e]);
+      store_sums(g_.value_gate, entry, at.head, first, p_.columns, columns, value_sums_,
+                 value_total_);
+    }
+  }
+
+  /// The gradient of a token's gate is the sum of all from it on.
+  void store_sums(gradient_rows<T> const& to, index_t entry, index_t head, index_t first,
+                  index_t channels, index_t stride, double const* sums, double* total) {
+    for (index_t j = count; j-- > 0;) {
+      for (index_t d = 0; d < channels; ++d) {
+        total[d] += sums[j * stride + d];
+        gate_row_[d] = static_cast<T>(total[d]);
+      }
+      to.store(entry, head, first + j, 1, gate_row_, channels);
+    }
+  }
+
+  void store_keys(state_place const& at, chunk_list::chunk const& now) {
+    index_t const first = at.where.first_key + now.first_key, entry = at.where.batch;
+    g_.value.store(entry, at.head, first, count, dwritten_.data, columns);
+    if (erased_) {
+      for (index_t i = 0; i < count; ++i)
+        add_product<Arch>(T(1), dqueries_[i], features, dkeys_[i]);
+      if (p_.rule == write_rule::exact_delta) exact_backward();
+      g_.rate.store(entry, at.head, first, count, drates_, 1);
+    }
+    store_features(side::key, p_.key, g_.key, entry, p_.of_state(p_.shape.key_heads, at.head),
+                   at.head, first, now.first_key, count, keys, dkeys_);
+  }
+
+  /// From the gradient of the exact rate to those of its time and of the key's norm.
+  void exact_backward() {
+    for (index_t i = 0; i < count; ++i) {
+      T norm = 0;
+      for (index_t d = 0; d < p_.features; ++d) norm += keys[i][d] * keys[i][d];
+      T const rate = given_rates_[i], x = rate * norm, fall = std::exp(-x);
+      // (x e^-x - 1 + e^-x) / norm^2, which cancels where x is small: there, its series.
+      T const series =
+          T(-1) / 2 +
+          x * (T(1) / 3 + x * (T(-1) / 8 + x * (T(1) / 30 + x * (T(-1) / 144 + x / 840))));
+      T const by_norm =
+          x < T(1e-2) ? rate * rate * series : (x * fall + std::expm1(-x)) / (norm * norm);
+      add_product<Arch>(2 * drates_[i] * by_norm, keys[i], features, dkeys_[i]);
+      drates_[i] *= fall;
+    }
+  }
+
+  /// Through the feature map.
+  void store_features(side of, source<T> const& from, gradient_rows<T> const& to, index_t entry,
+                      index_t tensor_head, index_t head, index_t first, index_t position,
+                      index_t rows, padded_rows<T> phi, padded_rows<T> dphi) {
+    if (!to.wanted) return;
+    T const factor = of == side::query ? p_.scale : T(1);
+    T* dx = dphi.data;
+    index_t stride = features;
+    if (!p_.map.is_identity()) {
+      auto const x = this->raw_rows(of, from, entry, tensor_head, first, position, rows);
+      dx = draw_;
+      stride = from.dim();
+      p_.map.differentiate(of, x, phi.data, dphi.data, features, dx, stride);
+    }
+    if (factor != T(1))
+      for (index_t i = 0; i < rows; ++i)
+        for (index_t d = 0; d < from.dim(); ++d) dx[i * stride + d] *= factor;
+    to.store(entry, head, first, rows, dx, stride);
+  }
+
+  gradients<T> const& g_;
+  padded_rows<T> dout_, faded_dout_, dwritten_, dkeys_, dqueries_, missed_{nullptr, 0};
+  T* dscores_;
+  T* written_transposed_;
+  T* state_transposed_;
+  T* gradient_transposed_;
+  T* added_;
+  T* draw_;
+  T* drates_ = nullptr;
+  T* given_rates_ = nullptr;
+  double* key_sums_ = nullptr;
+  double* key_total_ = nullptr;
+  double* value_sums_ = nullptr;
+  double* value_total_ = nullptr;
+  T* gate_row_;
+  bool erased_ = false;
+};
+
+/// All chunks of one state, the last first. States are made anew from saved ones some chunks apart.
+template <class Arch, class T>
+class backward_run {
+ public:
+  static constexpr index_t most_saved = 128;
+
+  backward_run(arena& memory, problem<T> const& p, gradients<T> const& g, index_t most_chunks)
+      : p_(p), g_(g), worker_(memory, p, g), size_(worker_.state_size()) {
+    apart_ = most_chunks <= most_saved
+                 ? std::max<index_t>(most_chunks, 1)
+                 : static_cast<index_t>(std::ceil(std::sqrt(static_cast<double>(most_chunks))));
+    index_t const saved = (most_chunks + apart_ - 1) / apart_;
+    saved_ = memory.take<T>(std::max<index_t>(saved, 1) * size_);
+    states_ = memory.take<T>((apart_ + 1) * size_);
+    gradient_ = memory.take<T>(size_);
+    added_ = memory.take<T>(size_);
+  }
+
+  void run(state_place const& at) {
+    chunk_list const chunks(at.where, p_.causal, p_.chunk);
+    index_t const count = chunks.size();
+    std::fill_n(gradient_, size_, T(0));
+    if (g_.ends)
+      g_.final.copy(at.where.sequence, at.head, 0, p_.features, gradient_, worker_.columns);
+    worker_.load_state(at, saved_);
+    for (index_t n = 0; n + apart_ < count; ++n) {
+      if (n % apart_ == 0) std::copy_n(saved_ + n / apart_ * size_, size_, states_);
+      advance(at, chunks[n], states_, states_);
+      if ((n + 1) % apart_ == 0) std::copy_n(states_, size_, saved_ + (n + 1) / apart_ * size_);
+    }
+    for (index_t first = (count - 1) / apart_ * apart_; count > 0 && first >= 0; first -= apart_) {
+      index_t const last = std::min(first + apart_, count);
+      std::copy_n(saved_ + first / apart_ * size_, size_, states_);
+      for (index_t n = first; n < last; ++n)
+        advance(at, chunks[n], states_ + (n - first) * size_, states_ + (n + 1 - first) * size_);
+      for (index_t n = last; n-- > first;)
+        worker_.run(at, chunks[n], states_ + (n - first) * size_, states_ + (n + 1 - first) * size_,
+                    gradient_);
+    }
+    if (g_.begins)
+      g_.initial.store(at.where.sequence, at.head, 0, p_.features, gradient_, worker_.columns);
+  }
+
+ private:
+  void advance(state_place const& at, chunk_list::chunk const& now, T const* from, T* to) {
+    if (to != from) std::copy_n(from, size_, to);
+    if (now.keys == 0) return;
+    worker_.load_keys(at, now);
+    worker_.solve(to);
+    worker_.write(added_);
+    advance_state(worker_.key_fade, worker_.value_fade, {0, p_.features}, worker_.columns, added_,
+                  to);
+  }
+
+  problem<T> const& p_;
+  gradients<T> const& g_;
+  backward_worker<T, Arch> worker_;
+  index_t size_;
+  index_t apart_;
+  T* saved_;
+  T* states_;
+  T* gradient_;
+  T* added_;
+};
+
+/// A call, its shapes checked.
+template <class Arch, class T>
+void backward_pass(problem<T> const& p, gradients<T> g, any_executor const& run_on,
+                   workspace& scratch_memory) {
+  index_t const states = p.sequences.count * p.shape.state_heads;
+  index_t const workers = std::min(run_on.concurrency(), std::max<index_t>(states, 1));
+  index_t most_chunks = 0;
+  for (index_t s = 0; s < p.sequences.count; ++s)
+    most_chunks = std::max(most_chunks, chunk_list(p.sequences.at(s), p.causal, p.chunk).size());
+
+  g.query.heads = p.shape.heads;
+  g.for_each([&](gradient_rows<T>& rows) {
+    if (&rows != &g.query) rows.heads = p.shape.state_heads;
+  });
+  arena measure, measure_worker;
+  g.for_each([&](gradient_rows<T>& rows) { rows.take_buffer(measure); });
+  backward_run<Arch, T>(measure_worker, p, g, most_chunks);
+  std::byte* const memory = scratch_memory.reserve(
+      measure.used() + static_cast<std::size_t>(workers) * measure_worker.used());
+  arena buffers(memory);
+  g.for_each([&](gradient_rows<T>& rows) { rows.take_buffer(buffers); });
+  std::byte* const own = memory + buffers.used();
+  parallel_for(run_on, states, [&](index_t n, index_t worker) {
+    arena mine(own + static_cast<std::size_t>(worker) * measure_worker.used());
+    backward_run<Arch, T>(mine, p, g, most_chunks)
+        .run({p.sequences.at(n / p.shape.state_heads), n % p.shape.state_heads});
+  });
+  g.for_each([&](gradient_rows<T>& rows) { rows.add_up(run_on); });
+}
+
+namespace detail {
+
+template <class T, class E, class L>
+gradient_rows<T> gradient_to(char const* name, tensor_view<E, 4> to, tensor_view<L, 4> like,
+                             char const* like_name) {
+  expect_like(name, to, like.extents(), like_name);
+  expect_memory(name, to);
+  expect_distinct_elements(name, to);
+  return {.to = sink<T>(to), .wanted = true};
+}
+
+}  // namespace detail
+
+/// The gradients of linear attention; see linear.hpp.
+template <class Arch = xsimd::default_arch, element Q, element K, element V, element O, element DO,
+          element DQ, element DK, element DV, class... I>
+void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
+              tensor_view<O, 4> out, tensor_view<DO, 4> dout, tensor_view<DQ, 4> dquery,
+              tensor_view<DK, 4> dkey, tensor_view<DV, 4> dvalue, I const&... ingredients) {
+  using namespace detail;
+  using T = compute_type<compute_type_of<Q, K, V, O, I...>, DO, DQ, DK, DV>;
+  problem<T> const p = make_problem<T>(query, key, value, out, ingredients...);
+  gradients<T> g;
+  expect_like("dout", dout, out.extents(), "out");
+  expect_memory("dout", dout);
+  g.out = source<T>(out);
+  g.dout = source<T>(dout);
+  g.query = gradient_to<T>("dquery", dquery, query, "query");
+  g.key = gradient_to<T>("dkey", dkey, key, "key");
+  g.value = gradient_to<T>("dvalue", dvalue, value, "value");
+
+  auto const use = [&](auto const& ingredient) {
+    using kind = std::remove_cvref_t<decltype(ingredient)>;
+    if constexpr (is_decay.template operator()<kind>()) {
+      if (ingredient.gradient.data() != nullptr)
+        g.key_gate = gradient_to<T>("decay.gradient", with_one_channel(ingredient.gradient),
+                                    with_one_channel(ingredient.log_gate), "decay.log_gate");
+    } else if constexpr (is_key_decay.template operator()<kind>()) {
+      if (ingredient.gradient.data() != nullptr)
+        g.key_gate = gradient_to<T>("key_decay.gradient", ingredient.gradient, ingredient.log_gate,
+                                    "key_decay.log_gate");
+    } else if constexpr (is_value_decay.template operator()<kind>()) {
+      if (ingredient.gradient.data() != nullptr)
+        g.value_gate = gradient_to<T>("value_decay.gradient", ingredient.gradient,
+                                      ingredient.log_gate, "value_decay.log_gate");
+    } else if constexpr (is_delta.template operator()<kind>()) {
+      if (ingredient.gradient.data() != nullptr)
+        g.rate = gradient_to<T>("delta.gradient", with_one_channel(ingredient.gradient),
+                                with_one_channel(ingredient.rate), "delta.rate");
+    } else if constexpr (is_initial_state.template operator()<kind>()) {
+      if (ingredient.gradient.data() != nullptr) {
+        expect_state("initial_state.gradient", ingredient.gradient, p.shape, p.features, p.columns);
+        expect_distinct_elements("initial_state.gradient", ingredient.gradient);
+        g.initial = sink<T>(with_features_first(ingredient.gradient));
+        g.begins = true;
+      }
+    } else if constexpr (is_final_gradient.template operator()<kind>()) {
+      expect_state("final_state_gradient", ingredient.view, p.shape, p.features, p.columns);
+      g.final = source<T>(with_features_first(ingredient.view));
+      g.ends = true;
+    }
+    static_assert(
+        !is_state.template operator()<kind>(),
+        "heed: the backward pass writes no state: name the one the call began with, initial_state");
+  };
+  (use(ingredients), ...);
+  auto const run_on = one_of<is_executor>(serial{}, ingredients...);
+  backward_pass<Arch>(p, g, any_executor(run_on), scratch_of(ingredients...));
+}
+
+}  // namespace heed::recur
