@@ -68,4 +68,38 @@ tensor<N, 4> causal_convolution(sequences const& all, tensor<N, 4> const& x, ten
   return out;
 }
 
+/// The operands of a selective scan: A is [1, heads, dim, n], B and C [batch, position, groups, n].
+template <class N>
+struct selective_operands {
+  tensor<N, 4> const &u, &step, &A, &B, &C, &skip, &z, &initial;
+};
+
+/// h_t = e^(step_t A) h_(t-1) + step_t u_t B_t, y_t = h_t . C_t + skip u_t, y_t silu(z_t).
+template <class N>
+tensor<N, 4> selective_scan(sequences const& all, selective_operands<N> const& x,
+                            tensor<N, 4>& last) {
+  using std::exp;
+  tensor<N, 4> out(x.u.extents);
+  last = tensor<N, 4>(x.initial.extents);
+  index_t const n = x.A.extent(3);
+  all.each(x.u.extents,
+           [&](index_t s, index_t b, index_t first, index_t end, index_t h, index_t d) {
+             std::vector<N> state;
+             for (index_t i = 0; i < n; ++i) state.push_back(x.initial(s, h, i, d));
+             index_t const group = h * x.B.extent(2) / x.u.extent(2);
+             for (index_t t = first; t < end; ++t) {
+               N const step = x.step(b, t, h, d), u = x.u(b, t, h, d);
+               N y = x.skip(0, 0, h, d) * u;
+               for (index_t i = 0; i < n; ++i) {
+                 N& own = state[std::size_t(i)];
+                 own = exp(step * x.A(0, h, d, i)) * own + step * u * x.B(b, t, group, i);
+                 y = y + own * x.C(b, t, group, i);
+               }
+               out(b, t, h, d) = y * silu(x.z(b, t, h, d));
+             }
+             for (index_t i = 0; i < n; ++i) last(s, h, i, d) = state[std::size_t(i)];
+           });
+  return out;
+}
+
 }  // namespace reference

@@ -24,22 +24,6 @@ namespace recur::scan {
 
 inline constexpr auto is_bias = []<class T>() { return heed::detail::is_a<T, channel_bias>; };
 
-/// A tensor [heads, dim] as rows of channels: [1, 1, heads, dim].
-template <class T, class E>
-channel_rows<T> as_row(tensor_view<E, 2> view) {
-  if (view.data() == nullptr) return {};
-  return channel_rows<T>(tensor_view<E, 4>(view.data(), {1, 1, view.extent(0), view.extent(1)},
-                                           {0, 0, view.stride(0), view.stride(1)}));
-}
-/// A tensor [rows, heads, dim]: [1, rows, heads, dim].
-template <class T, class E>
-channel_rows<T> as_rows(tensor_view<E, 3> view) {
-  auto const& e = view.extents();
-  auto const& s = view.strides();
-  return channel_rows<T>(
-      tensor_view<E, 4>(view.data(), {1, e[0], e[1], e[2]}, {0, s[0], s[1], s[2]}));
-}
-
 /// The work of causal_convolution and its gradients. Sequences are cut into pieces that know the inputs before them.
 template <class T, class Arch>
 class convolver {

@@ -108,6 +108,27 @@ class channel_rows {
   void (*write_)(void*, index_t, index_t, index_t, index_t, T const*, index_t) = nullptr;
 };
 
+/// A tensor [heads, dim] as a row of channels, [1, 1, heads, dim]; empty if it is.
+template <class T, class E>
+channel_rows<T> as_row(tensor_view<E, 2> view) {
+  if (view.data() == nullptr) return {};
+  return channel_rows<T>(tensor_view<E, 4>(view.data(), {1, 1, view.extent(0), view.extent(1)},
+                                           {0, 0, view.stride(0), view.stride(1)}));
+}
+/// A tensor [rows, heads, dim] as rows of channels, [1, rows, heads, dim].
+template <class T, class E>
+channel_rows<T> as_rows(tensor_view<E, 3> view) {
+  auto const& e = view.extents();
+  auto const& s = view.strides();
+  return channel_rows<T>(
+      tensor_view<E, 4>(view.data(), {1, e[0], e[1], e[2]}, {0, s[0], s[1], s[2]}));
+}
+/// A tensor [heads, dim, n] as [n, heads, dim].
+template <class E>
+tensor_view<E, 3> state_first(tensor_view<E, 3> view) {
+  return view.swap_axes(1, 2).swap_axes(0, 1);
+}
+
 /// Tiles of at most `registers` registers, none of which holds channels of two blocks of `block` channels.
 template <class T, class Arch, int registers>
 class channel_tiles {

@@ -5,7 +5,6 @@
 #include <heed/simd/activations.hpp>
 #include <heed/view/convert.hpp>
 
-#include <atomic>
 #include <complex>
 
 /// The elementwise recurrence h_t = a_t h_(t-1) + x_t of gated recurrent layers, real or complex.
@@ -383,42 +382,6 @@ class diagonal_scanner {
   }
 };
 
-/// Throws unless every log gate is at most 0.
-template <class T, class Arch, class E, class Executor>
-void check_log_gates(char const* name, tensor_view<E, 4> gates, Executor const& run_on) {
-  using tiles_type = channel_tiles<T, Arch, 4>;
-  using batch = xsimd::batch<T, Arch>;
-  constexpr auto lanes = static_cast<index_t>(batch::size);
-  channel_rows<T> const rows(gates);
-  tiles_type const tiles(rows.channels());
-  index_t const blocks = (gates.extent(1) + 63) / 64;
-  std::atomic<bool> refused{false};
-  parallel_for(run_on, gates.extent(0) * blocks, [&](index_t piece, index_t) {
-    index_t const batch_entry = piece / blocks, first = piece % blocks * 64;
-    index_t const count = std::min<index_t>(64, gates.extent(1) - first);
-    alignas(64) T scratch[64 * tiles_type::width];
-    bool good = true;
-    for (index_t n = 0; n < tiles.count(); ++n) {
-      channel_tile const tile = tiles[n];
-      row_block<T> const found = rows.read(batch_entry, first, count, tile, scratch);
-      for (index_t t = 0; t < count; ++t)
-        for (index_t c = 0; c < tile.padded; c += lanes)
-          good &= xsimd::all(batch::load_unaligned(found[t] + c) <= batch(T(0)));
-    }
-    if (!good) refused.store(true, std::memory_order_relaxed);
-  });
-  if (!refused.load(std::memory_order_relaxed)) return;
-  for (index_t b = 0; b < gates.extent(0); ++b)
-    for (index_t t = 0; t < gates.extent(1); ++t)
-      for (index_t h = 0; h < gates.extent(2); ++h)
-        for (index_t d = 0; d < gates.extent(3); ++d)
-          require(convert_element<T>(gates(b, t, h, d)) <= T(0), [&] {
-            return std::string(name) + " holds " +
-                   std::to_string(convert_element<T>(gates(b, t, h, d))) + " at " +
-                   shape_text(std::array{b, t, h, d}) + "; expected log gates of at most 0";
-          });
-}
-
 namespace detail {
 
 template <class E>
@@ -493,7 +456,7 @@ void diagonal_scan(A const& a, X const& x, H const& h, Ingredients const&... ing
   work.all = scan::sequences_of(shape, ingredients...);
   work.ends = scan::states_of<T>({work.all.count(), shape[2], planes, shape[3]}, ingredients...);
   auto const run_on = scan::executor_of(ingredients...);
-  if constexpr (logs) scan::check_log_gates<T, xsimd::default_arch>("a", a, run_on);
+  if constexpr (logs) scan::check_numbers<scan::at_most_0, T>("a", a, run_on);
   work.factors = scan::planes<T>(a);
   work.in = scan::planes<T>(x);
   work.out = scan::planes<T>(h);
@@ -531,7 +494,7 @@ void diagonal_scan_backward(A const& a, H const& h, DH const& dh, DA const& da, 
   work.all = scan::sequences_of(shape, ingredients...);
   work.ends = scan::states_of<T>({work.all.count(), shape[2], planes, shape[3]}, ingredients...);
   auto const run_on = scan::executor_of(ingredients...);
-  if constexpr (logs) scan::check_log_gates<T, xsimd::default_arch>("a", a, run_on);
+  if constexpr (logs) scan::check_numbers<scan::at_most_0, T>("a", a, run_on);
   work.reversed = true;
   work.factors = scan::planes<T>(a);
   work.in = scan::planes<T>(dh);

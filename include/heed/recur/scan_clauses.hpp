@@ -5,9 +5,11 @@
 #include <heed/pattern/positions.hpp>
 #include <heed/recur/channel_rows.hpp>
 #include <heed/recur/clauses.hpp>
+#include <heed/view/convert.hpp>
 #include <heed/view/expect.hpp>
 #include <heed/view/ingredients.hpp>
 
+#include <atomic>
 #include <string>
 
 /// What the recurrences that treat each channel alike take besides their operands: the states a call begins and ends
@@ -165,6 +167,55 @@ template <class T>
 void write_state(channel_rows<T> const& to, index_t sequence, index_t rows,
                  channel_tile const& tile, T const* from) {
   if (to) to.write(sequence, 0, rows, tile, from, tile.padded);
+}
+
+/// What numbers can be expected to be; NaN is neither.
+struct at_most_0 {
+  static constexpr char const* text = "log gates of at most 0";
+  static auto holds(auto const& x) { return x <= std::remove_cvref_t<decltype(x)>(0); }
+};
+struct at_least_0 {
+  static constexpr char const* text = "steps of at least 0";
+  static auto holds(auto const& x) { return x >= std::remove_cvref_t<decltype(x)>(0); }
+};
+
+/// Throws unless every number of a tensor is as expected.
+template <class Expected, class T, class E, class Executor>
+void check_numbers(char const* name, tensor_view<E, 4> numbers, Executor const& run_on) {
+  using Arch = xsimd::default_arch;
+  using tiles_type = channel_tiles<T, Arch, 4>;
+  using batch = xsimd::batch<T, Arch>;
+  constexpr auto lanes = static_cast<index_t>(batch::size);
+  constexpr index_t together = 64;
+  channel_rows<T> const rows(numbers);
+  tiles_type const tiles(rows.channels());
+  index_t const blocks = (numbers.extent(1) + together - 1) / together;
+  std::atomic<bool> refused{false};
+  parallel_for(run_on, numbers.extent(0) * blocks, [&](index_t piece, index_t) {
+    index_t const entry = piece / blocks, first = piece % blocks * together;
+    index_t const count = std::min(together, numbers.extent(1) - first);
+    alignas(64) T scratch[together * tiles_type::width];
+    bool good = true;
+    for (index_t n = 0; n < tiles.count(); ++n) {
+      channel_tile const tile = tiles[n];
+      row_block<T> const found = rows.read(entry, first, count, tile, scratch);
+      for (index_t t = 0; t < count; ++t)
+        for (index_t c = 0; c < tile.padded; c += lanes)
+          good &= xsimd::all(Expected::holds(batch::load_unaligned(found[t] + c)));
+    }
+    if (!good) refused.store(true, std::memory_order_relaxed);
+  });
+  if (!refused.load(std::memory_order_relaxed)) return;
+  for (index_t b = 0; b < numbers.extent(0); ++b)
+    for (index_t t = 0; t < numbers.extent(1); ++t)
+      for (index_t h = 0; h < numbers.extent(2); ++h)
+        for (index_t d = 0; d < numbers.extent(3); ++d) {
+          T const number = convert_element<T>(numbers(b, t, h, d));
+          require(Expected::holds(number), [&] {
+            return std::string(name) + " holds " + std::to_string(number) + " at " +
+                   shape_text(std::array{b, t, h, d}) + "; expected " + Expected::text;
+          });
+        }
 }
 
 }  // namespace heed::recur::scan
