@@ -77,6 +77,7 @@ template <class T, class Arch>
 class backward_worker : public chunk_worker<T, Arch> {
  public:
   using base = chunk_worker<T, Arch>;
+  using base::block;
   using base::columns;
   using base::count;
   using base::features;
@@ -124,11 +125,11 @@ class backward_worker : public chunk_worker<T, Arch> {
     }
     index_t const channels = p.key_fading == fading::channels ? features : 1;
     if (p.key_fading != fading::none) {
-      key_sums_ = memory.take<double>(tokens * channels);
+      key_sums_ = memory.take<T>(tokens * channels);
       key_total_ = memory.take<double>(channels);
     }
     if (p.value_fading != fading::none) {
-      value_sums_ = memory.take<double>(tokens * columns);
+      value_sums_ = memory.take<T>(tokens * columns);
       value_total_ = memory.take<double>(columns);
     }
     gate_row_ = memory.take<T>(std::max(features, columns));
@@ -144,14 +145,13 @@ class backward_worker : public chunk_worker<T, Arch> {
       p_.rate.numbers.copy(at.where.batch, p_.of_state(p_.rate.heads(), at.head),
                            at.where.first_key + now.first_key, count, given_rates_, 1);
     this->solve(state, missed_.data);
-    if (!simd::all_finite<Arch, T>(row_block<T>{keys.data, features}, count, p_.features))
-      rows_at_once = 1;
+    if (!simd::all_finite<Arch, T>(keys, count, p_.features)) rows_at_once = 1;
     simd::transpose<Arch>(p_.features, columns, state, columns, state_transposed_, features);
     if (count > 0) {
       begin_gates(ended, gradient);
       simd::transpose<Arch>(p_.features, columns, gradient, columns, gradient_transposed_,
                             features);
-      simd::transpose<Arch>(count, columns, written.data, columns, written_transposed_,
+      simd::transpose<Arch>(count, columns, written.data, written.stride, written_transposed_,
                             score_stride);
       from_end(gradient);
     }
@@ -182,12 +182,12 @@ class backward_worker : public chunk_worker<T, Arch> {
   /// What the end of the chunk says: dU = to_end(K) R and dK = to_end(U R^T).
   void from_end(T const* gradient) {
     this->fade_written();
-    product<false, Arch>(count, p_.features, {this->keys_at_end.data, features, 1}, gradient,
-                         columns, columns, dwritten_.data, columns);
+    product<false, Arch>(count, p_.features, this->along(this->keys_left()), gradient, columns,
+                         columns, dwritten_.data, columns);
     if (value_fade.kind() == fading::channels) value_fade.to_end(dwritten_, columns, dwritten_);
     if (key_fade.kind() == fading::scalar) key_fade.to_end(dwritten_, columns, dwritten_);
-    product<false, Arch>(count, p_.columns, {this->written_at_end.data, columns, 1},
-                         gradient_transposed_, features, features, dkeys_.data, features);
+    product<false, Arch>(count, p_.columns, this->along(this->written_at_end), gradient_transposed_,
+                         features, features, dkeys_.data, features);
     if (key_fade.kind() == fading::channels) key_fade.to_end(dkeys_, features, dkeys_);
   }
 
@@ -200,7 +200,7 @@ class backward_worker : public chunk_worker<T, Arch> {
     this->score(now.rows);
     load_dout(where, head, now, state);
     index_t const at_once =
-        simd::all_finite<Arch, T>(row_block<T>{queries.data, features}, now.rows, p_.features) &&
+        simd::all_finite<Arch, T>(queries, now.rows, p_.features) &&
                 simd::all_finite<Arch, T>(row_block<T>{dout_.data, columns}, now.rows, p_.columns)
             ? rows_at_once
             : 1;
@@ -219,8 +219,8 @@ class backward_worker : public chunk_worker<T, Arch> {
   }
 
   /// Rows x that read with the gradient dz: dx, dK += scatter(dP, x), and R's share.
-  void see_backward(index_t at_once, bool strict, index_t rows, padded_rows<T> x,
-                    padded_rows<T> x_from_start, padded_rows<T> dz, padded_rows<T> dz_from_start,
+  void see_backward(index_t at_once, bool strict, index_t rows, row_block<T> x,
+                    row_block<T> x_from_start, padded_rows<T> dz, padded_rows<T> dz_from_start,
                     padded_rows<T> dx, bool first_to_add) {
     product<false, Arch>(rows, p_.columns, {dz_from_start.data, columns, 1}, state_transposed_,
                          features, features, dx.data, features);
@@ -231,7 +231,7 @@ class backward_worker : public chunk_worker<T, Arch> {
       key_fade.gather(at_once, dscores_, keys, features, dx);
       key_fade.scatter(at_once, dscores_, x, features, dkeys_);
     }
-    scalar_rows<T> const across{x_from_start.data, 1, features};
+    auto const across = this->across(x_from_start);
     if (first_to_add)
       product<false, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, added_,
                            columns);
@@ -240,14 +240,11 @@ class backward_worker : public chunk_worker<T, Arch> {
                           columns);
   }
 
-  template <class U>
-  using scalar_rows = simd::scalar_rows<U>;
-
   /// The gradient of rows before they were normalised, with that of their divisor for a column.
   void load_dout(place const& where, index_t head, chunk_list::chunk const& now, T const* state) {
     index_t const first = where.first_row + now.first_row;
     g_.dout.copy(where.batch, head, first, now.rows, dout_.data, columns);
-    bool const needs_out = p_.is_normalised || p_.value_fading == fading::channels;
+    bool const needs_out = p_.is_normalised || g_.value_gate.wanted;
     if (!needs_out) return;
     if (p_.is_normalised) sum_weights(state, now.rows);
     index_t const last = p_.columns - 1;
@@ -263,9 +260,7 @@ class backward_worker : public chunk_worker<T, Arch> {
         multiply_row<Arch>(by != T(0) ? 1 / by : T(0), dout_[i], columns, dout_[i]);
         if (by == T(0)) std::fill_n(dout_[i], p_.columns, T(0));
       } else {
-        double* const sums = value_sums_ + i * columns;
-        for (index_t e = 0; e < p_.columns; ++e)
-          sums[e] += static_cast<double>(out[i][e]) * static_cast<double>(dout_[i][e]);
+        if (count > 0) add_products(out[i], dout_[i], columns, T(1), value_sums_ + i * columns);
       }
     }
   }
@@ -273,16 +268,15 @@ class backward_worker : public chunk_worker<T, Arch> {
   /// The last column of the rows: the sum of their weights.
   void sum_weights(T const* state, index_t rows) {
     index_t const from = columns - lanes;
-    product<false, Arch>(rows, p_.features, {this->seeing().data, features, 1}, state + from,
-                         columns, lanes, out.data + from, columns);
+    product<false, Arch>(rows, p_.features, this->along(this->seeing()), state + from, columns,
+                         lanes, out.data + from, columns);
     if (count > 0)
-      value_fade.gather(rows_at_once, this->scores, {written.data + from, columns}, lanes,
+      value_fade.gather(rows_at_once, this->scores, {written.data + from, written.stride}, lanes,
                         {out.data + from, columns});
   }
 
   /// Through the delta rule: from the gradient of what was written to that of what was missed, the last token first.
   void erase_backward(bool first_to_add) {
-    constexpr index_t block = base::block;
     for (index_t first = (count - 1) / block * block; first >= 0; first -= block) {
       index_t const last = std::min(first + block, count);
       if (last < count)
@@ -311,55 +305,65 @@ class backward_worker : public chunk_worker<T, Arch> {
 
   void begin_gates(T const* ended, T const* gradient) {
     erased_ = false;
-    bool const channels = key_fade.kind() == fading::channels;
-    if (key_fade.kind() != fading::none) {
+    if (g_.key_gate.wanted) {
+      bool const channels = key_fade.kind() == fading::channels;
       index_t const width = channels ? features : 1;
-      std::fill_n(key_sums_, count * width, 0.0);
+      std::fill_n(key_sums_, count * width, T(0));
       std::fill_n(key_total_, width, 0.0);
       for (index_t d = 0; d < p_.features; ++d)
         key_total_[channels ? d : 0] +=
-            inner(ended + d * columns, gradient + d * columns, p_.columns);
+            static_cast<double>(inner(ended + d * columns, gradient + d * columns, columns));
     }
-    if (value_fade.kind() != fading::none) {
-      std::fill_n(value_sums_, count * columns, 0.0);
-      std::fill_n(value_total_, columns, 0.0);
+    if (g_.value_gate.wanted) {
+      std::fill_n(value_sums_, count * columns, T(0));
+      std::fill_n(gate_row_, columns, T(0));
       for (index_t d = 0; d < p_.features; ++d)
-        for (index_t e = 0; e < p_.columns; ++e)
-          value_total_[e] += static_cast<double>(ended[d * columns + e]) *
-                             static_cast<double>(gradient[d * columns + e]);
+        add_products(ended + d * columns, gradient + d * columns, columns, T(1), gate_row_);
+      std::copy_n(gate_row_, columns, value_total_);
     }
   }
 
-  static double inner(T const* a, T const* b, index_t n) {
-    double sum = 0;
-    for (index_t d = 0; d < n; ++d) sum += static_cast<double>(a[d]) * static_cast<double>(b[d]);
-    return sum;
+  /// a . b for a number of whole registers.
+  static T inner(T const* a, T const* b, index_t n) {
+    batch sum(T(0));
+    for (index_t d = 0; d < n; d += lanes)
+      sum = xsimd::fma(batch::load_unaligned(a + d), batch::load_unaligned(b + d), sum);
+    alignas(64) T each[lanes];
+    sum.store_aligned(each);
+    T total = 0;
+    for (T one : each) total += one;
+    return total;
+  }
+
+  /// to += sign a b, number by number.
+  static void add_products(T const* a, T const* b, index_t n, T sign, T* to) {
+    for (index_t d = 0; d < n; d += lanes)
+      xsimd::fma(batch(sign) * batch::load_unaligned(a + d), batch::load_unaligned(b + d),
+                 batch::load_unaligned(to + d))
+          .store_unaligned(to + d);
   }
 
   /// sign x dx, of the features of a row, to the sums of its gate.
-  void add_to_gates(index_t rows, padded_rows<T> x, padded_rows<T> dx, double sign) {
-    if (count == 0 || key_fade.kind() == fading::none) return;
+  void add_to_gates(index_t rows, row_block<T> x, row_block<T> dx, T sign) {
+    if (count == 0 || !g_.key_gate.wanted) return;
     for (index_t i = 0; i < rows; ++i)
       if (key_fade.kind() == fading::scalar)
-        key_sums_[i] += sign * inner(x[i], dx[i], p_.features);
+        key_sums_[i] += sign * inner(x[i], dx[i], features);
       else
-        for (index_t d = 0; d < p_.features; ++d)
-          key_sums_[i * features + d] +=
-              sign * static_cast<double>(x[i][d]) * static_cast<double>(dx[i][d]);
+        add_products(x[i], dx[i], features, sign, key_sums_ + i * features);
   }
 
   void finish_gates(state_place const& at, chunk_list::chunk const& now) {
     index_t const first = at.where.first_key + now.first_key, entry = at.where.batch;
     add_to_gates(count, keys, dkeys_, -1);
-    if (key_fade.kind() != fading::none && g_.key_gate.wanted)
-      store_sums(g_.key_gate, entry, at.head, first,
-                 key_fade.kind() == fading::scalar ? 1 : p_.features,
-                 key_fade.kind() == fading::scalar ? 1 : features, key_sums_, key_total_);
-    if (value_fade.kind() != fading::none && g_.value_gate.wanted) {
+    if (g_.key_gate.wanted) {
+      bool const channels = key_fade.kind() == fading::channels;
+      store_sums(g_.key_gate, entry, at.head, first, channels ? p_.features : 1,
+                 channels ? features : 1, key_sums_, key_total_);
+    }
+    if (g_.value_gate.wanted) {
       for (index_t j = 0; j < count; ++j)
-        for (index_t e = 0; e < p_.columns; ++e)
-          value_sums_[j * columns + e] -=
-              static_cast<double>(written[j][e]) * static_cast<double>(dwritten_[j][e]);
+        add_products(written[j], dwritten_[j], columns, T(-1), value_sums_ + j * columns);
       store_sums(g_.value_gate, entry, at.head, first, p_.columns, columns, value_sums_,
                  value_total_);
     }
@@ -367,10 +371,10 @@ class backward_worker : public chunk_worker<T, Arch> {
 
   /// The gradient of a token's gate is the sum of all from it on.
   void store_sums(gradient_rows<T> const& to, index_t entry, index_t head, index_t first,
-                  index_t channels, index_t stride, double const* sums, double* total) {
+                  index_t channels, index_t stride, T const* sums, double* total) {
     for (index_t j = count; j-- > 0;) {
       for (index_t d = 0; d < channels; ++d) {
-        total[d] += sums[j * stride + d];
+        total[d] += static_cast<double>(sums[j * stride + d]);
         gate_row_[d] = static_cast<T>(total[d]);
       }
       to.store(entry, head, first + j, 1, gate_row_, channels);
@@ -410,7 +414,7 @@ class backward_worker : public chunk_worker<T, Arch> {
   /// Through the feature map.
   void store_features(side of, source<T> const& from, gradient_rows<T> const& to, index_t entry,
                       index_t tensor_head, index_t head, index_t first, index_t position,
-                      index_t rows, padded_rows<T> phi, padded_rows<T> dphi) {
+                      index_t rows, row_block<T> phi, padded_rows<T> dphi) {
     if (!to.wanted) return;
     T const factor = of == side::query ? p_.scale : T(1);
     T* dx = dphi.data;
@@ -437,9 +441,9 @@ class backward_worker : public chunk_worker<T, Arch> {
   T* draw_;
   T* drates_ = nullptr;
   T* given_rates_ = nullptr;
-  double* key_sums_ = nullptr;
+  T* key_sums_ = nullptr;
   double* key_total_ = nullptr;
-  double* value_sums_ = nullptr;
+  T* value_sums_ = nullptr;
   double* value_total_ = nullptr;
   T* gate_row_;
   bool erased_ = false;
@@ -548,7 +552,7 @@ gradient_rows<T> gradient_to(char const* name, tensor_view<E, 4> to, tensor_view
   expect_like(name, to, like.extents(), like_name);
   expect_memory(name, to);
   expect_distinct_elements(name, to);
-  return {.to = sink<T>(to), .wanted = true};
+  return {.to = sink<T>(to), .heads = 0, .buffer = {}, .wanted = true};
 }
 
 }  // namespace detail

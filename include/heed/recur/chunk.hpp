@@ -90,16 +90,14 @@ class chunk_worker {
       return block_of_rows;
     };
     raw = {memory.take<T>(tokens * std::max(p.shape.key_dim, p.shape.query_dim)), 0};
-    keys = rows(features);
-    keys_at_end = p.key_fading == fading::channels ? rows(features) : keys;
+    own_keys = rows(features);
+    keys_at_end = rows(p.key_fading == fading::channels ? features : 0);
     keys_transposed = rows(features).data;
-    written = rows(columns);
-    written_at_end = p.key_fading == fading::scalar || p.value_fading == fading::channels
-                         ? rows(columns)
-                         : written;
-    queries = rows(features);
-    queries_from_start =
-        p.key_fading == fading::none && p.rule == write_rule::add ? queries : rows(features);
+    own_written = rows(columns);
+    faded_written =
+        rows(p.key_fading == fading::scalar || p.value_fading == fading::channels ? columns : 0);
+    own_queries = rows(features);
+    queries_from_start = rows(p.key_fading == fading::none ? 0 : features);
     scores = rows(score_stride).data;
     out = rows(columns);
     if (p.rule != write_rule::add) {
@@ -114,7 +112,7 @@ class chunk_worker {
     count = now.keys;
     index_t const first = at.where.first_key + now.first_key, entry = at.where.batch;
     index_t const head = p_.of_state(p_.shape.key_heads, at.head);
-    load_features(side::key, p_.key, entry, head, first, now.first_key, count, keys);
+    keys = load_features(side::key, p_.key, entry, head, first, now.first_key, count, own_keys);
     if (p_.key_fading != fading::none)
       key_fade.load(p_.key_gate, entry, p_.of_state(p_.key_gate.heads(), at.head), first, count);
     else
@@ -124,12 +122,18 @@ class chunk_worker {
                       count);
     else
       value_fade.load(p_.value_gate, 0, 0, 0, count);
-    p_.value.copy(entry, p_.of_state(p_.shape.value_heads, at.head), first, count, written.data,
-                  columns);
+    index_t const value_head = p_.of_state(p_.shape.value_heads, at.head);
+    if (p_.rule == write_rule::add && p_.columns == columns && !p_.is_normalised) {
+      written = p_.value.rows(entry, value_head, first, count, own_written.data, true);
+    } else {
+      p_.value.copy(entry, value_head, first, count, own_written.data, columns);
+      written = own_written;
+    }
     if (p_.is_normalised)
-      for (index_t j = 0; j < count; ++j) written[j][p_.columns - 1] = T(1);
+      for (index_t j = 0; j < count; ++j) own_written[j][p_.columns - 1] = T(1);
     if (p_.key_fading != fading::channels)
-      simd::transpose<Arch>(count, p_.features, keys.data, features, keys_transposed, score_stride);
+      simd::transpose<Arch>(count, p_.features, keys.data, keys.stride, keys_transposed,
+                            score_stride);
     if (p_.rule != write_rule::add) load_rates(entry, at.head, first);
   }
 
@@ -137,7 +141,7 @@ class chunk_worker {
   /// state did not say of each key, [token][columns].
   void solve(T const* state, T* missed = nullptr) {
     if (p_.rule != write_rule::add && count > 0) solve_rows(state, missed);
-    rows_at_once = simd::all_finite<Arch, T>(row_block<T>{written.data, columns}, count, p_.columns)
+    rows_at_once = simd::all_finite<Arch, T>(written, count, p_.columns)
                        ? fade<T, Arch>::most_rows_at_once
                        : 1;
   }
@@ -145,24 +149,36 @@ class chunk_worker {
   /// What the chunk adds to the state, [feature][columns].
   void write(T* added) {
     fade_written();
-    product<false, Arch>(p_.features, count, {keys_at_end.data, 1, features}, written_at_end.data,
-                         columns, columns, added, columns);
+    product<false, Arch>(p_.features, count, across(keys_left()), written_at_end.data,
+                         written_at_end.stride, columns, added, columns);
   }
 
   /// Keys and what is written as they are at the end of the chunk; one number for both goes with what is written.
   void fade_written() {
+    written_at_end = written;
     if (p_.key_fading == fading::channels) key_fade.to_end(keys, features, keys_at_end);
-    if (p_.value_fading == fading::channels) value_fade.to_end(written, columns, written_at_end);
-    if (p_.key_fading == fading::scalar)
-      key_fade.to_end(p_.value_fading == fading::channels ? written_at_end : written, columns,
-                      written_at_end);
+    if (p_.value_fading == fading::channels) {
+      value_fade.to_end(written, columns, faded_written);
+      written_at_end = faded_written;
+    }
+    if (p_.key_fading == fading::scalar) {
+      key_fade.to_end(written_at_end, columns, faded_written);
+      written_at_end = faded_written;
+    }
   }
+  row_block<T> keys_left() const {
+    return p_.key_fading == fading::channels ? row_block<T>(keys_at_end) : keys;
+  }
+
+  /// The columns of some rows, to be multiplied as rows are.
+  static simd::scalar_rows<T> across(row_block<T> rows) { return {rows.data, 1, rows.stride}; }
+  static simd::scalar_rows<T> along(row_block<T> rows) { return {rows.data, rows.stride, 1}; }
 
   /// Brings in the queries of a chunk for one head of the output.
   void load_queries(place const& where, index_t head, chunk_list::chunk const& now) {
     index_t const position = p_.causal ? now.first_row + where.keys - where.rows : now.first_row;
-    load_features(side::query, p_.query, where.batch, p_.query_head(head),
-                  where.first_row + now.first_row, position, now.rows, queries);
+    queries = load_features(side::query, p_.query, where.batch, p_.query_head(head),
+                            where.first_row + now.first_row, position, now.rows, own_queries);
   }
 
   /// The scores of a chunk's queries, and the queries as the state it begins with is seen by them.
@@ -173,12 +189,14 @@ class chunk_worker {
         key_fade.from_start(rows, queries, features, queries_from_start);
     }
   }
-  padded_rows<T> seeing() const { return count > 0 ? queries_from_start : queries; }
+  row_block<T> seeing() const {
+    return count > 0 && p_.key_fading != fading::none ? row_block<T>(queries_from_start) : queries;
+  }
 
   /// The rows of a chunk from its scores, not yet normalised.
   void read(T const* state, index_t rows) {
-    product<false, Arch>(rows, p_.features, {seeing().data, features, 1}, state, columns, columns,
-                         out.data, columns);
+    product<false, Arch>(rows, p_.features, along(seeing()), state, columns, columns, out.data,
+                         columns);
     if (count == 0) return;
     if (p_.value_fading == fading::channels) value_fade.from_start(rows, out, columns, out);
     value_fade.gather(rows_at_once, scores, written, columns, out);
@@ -217,26 +235,31 @@ class chunk_worker {
   index_t count = 0;         // tokens in the chunk
   index_t rows_at_once = 1;  // fewer where products with 0 are not 0
   padded_rows<T> raw;        // rows before the feature map
-  padded_rows<T> keys, keys_at_end, keys_from_start;
+  // Where they lie, or in own memory.
+  row_block<T> keys{}, written{}, written_at_end{}, queries{};
+  padded_rows<T> own_keys, own_written, own_queries;
+  padded_rows<T> keys_at_end, keys_from_start{}, faded_written, queries_from_start;
   T* keys_transposed;
-  padded_rows<T> written, written_at_end;
-  padded_rows<T> queries, queries_from_start;
   T* scores;
   padded_rows<T> out;
   T* erasures = nullptr;  // strict scores of keys against keys
   T* rates = nullptr;
 
  protected:
-  void load_features(side of, source<T> const& from, index_t entry, index_t head, index_t first,
-                     index_t position, index_t rows, padded_rows<T> to) {
+  row_block<T> load_features(side of, source<T> const& from, index_t entry, index_t head,
+                             index_t first, index_t position, index_t rows, padded_rows<T> to) {
     T const factor = of == side::query ? p_.scale : T(1);
-    if (p_.map.is_identity()) {
-      from.copy(entry, head, first, rows, to.data, features);
-      if (factor != T(1))
-        for (index_t i = 0; i < rows; ++i) multiply_row<Arch>(factor, to[i], features, to[i]);
-      return;
+    if (!p_.map.is_identity()) {
+      p_.map.apply(of, raw_rows(of, from, entry, head, first, position, rows), to.data, features);
+      return to;
     }
-    p_.map.apply(of, raw_rows(of, from, entry, head, first, position, rows), to.data, features);
+    // Inside a block of tokens whose channels fade, rows after the last are read too.
+    if (factor == T(1) && p_.features == features && p_.key_fading != fading::channels)
+      return from.rows(entry, head, first, rows, to.data, true);
+    from.copy(entry, head, first, rows, to.data, features);
+    if (factor != T(1))
+      for (index_t i = 0; i < rows; ++i) multiply_row<Arch>(factor, to[i], features, to[i]);
+    return to;
   }
 
   /// Rows as the feature map sees them.
@@ -271,7 +294,7 @@ class chunk_worker {
     key_fade.scores(fade<T, Arch>::most_rows_at_once, true, keys, keys, keys_transposed,
                     p_.features, erasures);
     if (p_.key_fading == fading::none)
-      std::copy_n(keys.data, count * features, keys_from_start.data);
+      for (index_t i = 0; i < count; ++i) std::copy_n(keys[i], features, keys_from_start[i]);
     else
       key_fade.from_start(count, keys, features, keys_from_start);
     // Both are subtracted: negated once, they are added.
@@ -281,17 +304,18 @@ class chunk_worker {
                          erasures + i * score_stride);
     }
     product<true, Arch>(count, p_.features, {keys_from_start.data, features, 1}, state, columns,
-                        columns, written.data, columns);
+                        columns, own_written.data, columns);
     for (index_t first = 0; first < count; first += block) {
       index_t const last = std::min(first + block, count);
       if (first > 0)
         product<true, Arch>(last - first, first, {erasures + first * score_stride, score_stride, 1},
-                            written.data, columns, columns, written[first], columns);
+                            own_written.data, columns, columns, own_written[first], columns);
       for (index_t i = first; i < last; ++i) {
         for (index_t j = first; j < i; ++j)
-          add_product<Arch>(erasures[i * score_stride + j], written[j], columns, written[i]);
-        if (missed != nullptr) std::copy_n(written[i], columns, missed + i * columns);
-        multiply_row<Arch>(rates[i], written[i], columns, written[i]);
+          add_product<Arch>(erasures[i * score_stride + j], own_written[j], columns,
+                            own_written[i]);
+        if (missed != nullptr) std::copy_n(own_written[i], columns, missed + i * columns);
+        multiply_row<Arch>(rates[i], own_written[i], columns, own_written[i]);
       }
     }
   }

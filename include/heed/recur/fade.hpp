@@ -90,13 +90,14 @@ void add_product(T factor, T const* from, index_t count, T* to) {
         .store_unaligned(to + d);
 }
 
-/// Rows of numbers to compute with, padded with zeros to whole registers.
+/// Rows of numbers to compute with and to write, padded with zeros to whole registers.
 template <class T>
 struct padded_rows {
   T* data;
   index_t stride;
 
   T* operator[](index_t row) const { return data + row * stride; }
+  operator row_block<T>() const { return {data, stride}; }
 };
 
 /// How the state fades over the tokens of a chunk, along one of its sides: the features of keys, or the channels of values.
@@ -113,7 +114,6 @@ class fade {
   fade(arena& memory, fading kind, index_t width, index_t tokens)
       : kind_(kind),
         width_(simd::round_up(width, lanes)),
-        own_width_(width),
         score_stride_(simd::round_up(tokens, block)) {
     index_t const rows = score_stride_;
     if (kind_ == fading::scalar) {
@@ -122,8 +122,9 @@ class fade {
       from_start_ = memory.take<T>(rows);
     } else if (kind_ == fading::channels) {
       index_t const blocks = rows / block;
-      sums_ = memory.take<double>(rows * width_);
+      sums_ = memory.take<double>(width_);
       gate_ = memory.take<T>(rows * width_);
+      block_sums_ = memory.take<T>(blocks * width_);
       head_ = memory.take<T>(rows * width_);
       tail_ = memory.take<T>(rows * width_);
       total_ = memory.take<T>(blocks * width_);
@@ -134,18 +135,17 @@ class fade {
       other_rows_ = memory.take<T>(rows * width_);
       transposed_ = memory.take<T>(width_ * score_stride_);
       if (!memory.measuring()) {
-        std::fill_n(sums_, rows * width_, 0.0);
         std::fill_n(rows_, rows * width_, T(0));
         std::fill_n(other_rows_, rows * width_, T(0));
-        std::fill_n(gate_, rows * width_, T(1));
+        std::fill_n(gate_, rows * width_, T(0));
       }
     }
   }
 
   fading kind() const { return kind_; }
 
-  /// The gates of a chunk's tokens; `gates` has their log gates at [token][own width].
-  void load(token_numbers<double> const& gates, index_t batch_entry, index_t head, index_t first,
+  /// The gates of a chunk's tokens, of one head.
+  void load(token_numbers<T> const& gates, index_t batch_entry, index_t head, index_t first,
             index_t count) {
     bool const known = gates.constant && count_ > 0 && kind_ == fading::scalar &&
                        head_index_ == head && batch_ == batch_entry && count <= count_;
@@ -153,18 +153,18 @@ class fade {
     if (kind_ == fading::none || count == 0 || known) return;
     head_index_ = head;
     batch_ = batch_entry;
-    gates.numbers.copy(batch_entry, head, first, count, sums_, width_of_sums());
-    // e^-10000 is 0, and differences of such sums are not NaN, as those of infinities are.
-    for (index_t i = 0; i < count * width_of_sums(); ++i) sums_[i] = std::max(sums_[i], -1e4);
-    if (kind_ == fading::scalar)
+    if (kind_ == fading::scalar) {
+      gates.numbers.copy(batch_entry, head, first, count, from_start_, 1);
       load_scalars();
-    else
+    } else {
+      gates.numbers.copy(batch_entry, head, first, count, gate_, width_);
       load_channels();
+    }
   }
 
   /// m_ij for j <= i, or j < i if `strict`, and 0 up to the end of the rows that are made at a time. x and y have `depth`
   /// columns; y_transposed is [depth][score_stride].
-  void scores(index_t rows_at_once, bool strict, padded_rows<T> x, padded_rows<T> y,
+  void scores(index_t rows_at_once, bool strict, row_block<T> x, row_block<T> y,
               T const* y_transposed, index_t depth, T* m) const {
     if (kind_ == fading::channels) return channel_scores(strict, x, y, depth, m);
     for (index_t first = 0; first < count_; first += rows_at_once) {
@@ -187,7 +187,7 @@ class fade {
   }
 
   /// z_i += sum_j m_ij y_j e^(G_i - G_j); between keys and values a scalar decay is in m already.
-  void gather(index_t rows_at_once, T const* m, padded_rows<T> y, index_t columns,
+  void gather(index_t rows_at_once, T const* m, row_block<T> y, index_t columns,
               padded_rows<T> z) const {
     if (kind_ == fading::channels) return channel_gather(m, y, z);
     for (index_t first = 0; first < count_; first += rows_at_once) {
@@ -198,7 +198,7 @@ class fade {
   }
 
   /// z_j += sum_i m_ij x_i e^(G_i - G_j).
-  void scatter(index_t rows_at_once, T const* m, padded_rows<T> x, index_t columns,
+  void scatter(index_t rows_at_once, T const* m, row_block<T> x, index_t columns,
                padded_rows<T> z) const {
     if (kind_ == fading::channels) return channel_scatter(m, x, z);
     for (index_t first = 0; first < count_; first += rows_at_once) {
@@ -210,7 +210,7 @@ class fade {
   }
 
   /// to_i = x_i e^G_i, what is left of the state a chunk begins with.
-  void from_start(index_t count, padded_rows<T> x, index_t columns, padded_rows<T> to) const {
+  void from_start(index_t count, row_block<T> x, index_t columns, padded_rows<T> to) const {
     for (index_t i = 0; i < count; ++i) {
       if (kind_ == fading::scalar) {
         multiply_row<Arch>(from_start_[i], x[i], columns, to[i]);
@@ -222,7 +222,7 @@ class fade {
   }
 
   /// to_j = y_j e^(G_end - G_j), what is left of a token at the end of the chunk.
-  void to_end(padded_rows<T> y, index_t columns, padded_rows<T> to) const {
+  void to_end(row_block<T> y, index_t columns, padded_rows<T> to) const {
     for (index_t j = 0; j < count_; ++j) {
       if (kind_ == fading::scalar) {
         multiply_row<Arch>(pair_[(count_ - 1) * score_stride_ + j], y[j], columns, to[j]);
@@ -240,7 +240,8 @@ class fade {
   index_t score_stride() const { return score_stride_; }
 
  private:
-  index_t width_of_sums() const { return kind_ == fading::scalar ? 1 : width_; }
+  // e^-10000 is 0, and differences of such sums are not NaN, as those of infinities are.
+  static constexpr T least_log = T(-1e4);
 
   void hide_later(index_t kept, index_t columns, index_t i, T* m) const {
     T* const row = m + i * score_stride_;
@@ -251,7 +252,9 @@ class fade {
 
   // Sums in double: differences of them stay exact after a token that forgets all.
   void load_scalars() {
-    for (index_t i = 1; i < count_; ++i) sums_[i] += sums_[i - 1];
+    double sum = 0;
+    for (index_t i = 0; i < count_; ++i)
+      sums_[i] = sum += static_cast<double>(std::max(from_start_[i], least_log));
     exponentials<Arch>(sums_, count_, from_start_);
     for (index_t i = 0; i < count_; ++i) {
       T* const row = pair_ + i * score_stride_;
@@ -266,45 +269,50 @@ class fade {
     }
   }
 
+  // Sums over a block are of few tokens, and those over blocks in double.
   void load_channels() {
+    constexpr T log2_e = T(1.4426950408889634074);
     index_t const blocks = (count_ + block - 1) / block;
-    exponentials<Arch>(sums_, count_ * width_, gate_);
-    std::fill_n(gate_ + count_ * width_, (blocks * block - count_) * width_, T(1));
     for (index_t b = 0; b < blocks; ++b) {
       index_t const first = b * block, last = std::min(first + block, count_);
-      std::copy_n(gate_ + first * width_, width_, head_ + first * width_);
-      for (index_t i = first + 1; i < last; ++i)
-        multiply_row<Arch>(gate_ + i * width_, head_ + (i - 1) * width_, width_,
-                           head_ + i * width_);
-      std::fill_n(tail_ + (last - 1) * width_, width_, T(1));
-      for (index_t i = last - 1; i-- > first;)
-        multiply_row<Arch>(gate_ + (i + 1) * width_, tail_ + (i + 1) * width_, width_,
-                           tail_ + i * width_);
-      // From here on sums_ holds, at the first token of a block, the log of the block's whole decay.
-      double* const sum = sums_ + first * width_;
-      for (index_t i = first + 1; i < last; ++i)
-        for (index_t d = 0; d < width_; ++d) sum[d] += sums_[i * width_ + d];
-      exponentials<Arch>(sum, width_, total_ + b * width_);
+      for (index_t d = 0; d < width_; d += lanes) {
+        batch sum(T(0)), head(T(1));
+        for (index_t i = first; i < last; ++i) {
+          T* const gate = gate_ + i * width_ + d;
+          batch const log = xsimd::max(batch::load_aligned(gate), batch(least_log));
+          sum += log;
+          batch const factor = simd::exp2(log * batch(log2_e));
+          head *= factor;
+          factor.store_aligned(gate);
+          head.store_aligned(head_ + i * width_ + d);
+        }
+        for (index_t i = last; i < first + block; ++i)
+          batch(T(1)).store_aligned(gate_ + i * width_ + d);
+        batch tail(T(1));
+        for (index_t i = last; i-- > first;) {
+          tail.store_aligned(tail_ + i * width_ + d);
+          tail *= batch::load_aligned(gate_ + i * width_ + d);
+        }
+        sum.store_aligned(block_sums_ + b * width_ + d);
+        simd::exp2(sum * batch(log2_e)).store_aligned(total_ + b * width_ + d);
+      }
     }
-    // Sums before and after each block, in the rows of its second and third token.
-    double* const after = sums_ + 1 * width_;
-    std::fill_n(after, width_, 0.0);
-    for (index_t b = blocks; b-- > 0;) {
-      exponentials<Arch>(after, width_, after_ + b * width_);
-      for (index_t d = 0; d < width_; ++d) after[d] += sums_[b * block * width_ + d];
-    }
-    exponentials<Arch>(after, width_, whole_);
-    double* const before = after;
-    std::fill_n(before, width_, 0.0);
-    for (index_t b = 0; b < blocks; ++b) {
-      exponentials<Arch>(before, width_, before_ + b * width_);
-      for (index_t d = 0; d < width_; ++d) before[d] += sums_[b * block * width_ + d];
-    }
+    auto const move_on = [&](index_t b) {
+      for (index_t d = 0; d < width_; ++d)
+        sums_[d] += static_cast<double>(block_sums_[b * width_ + d]);
+    };
+    std::fill_n(sums_, width_, 0.0);
+    for (index_t b = blocks; b-- > 0; move_on(b))
+      exponentials<Arch>(sums_, width_, after_ + b * width_);
+    exponentials<Arch>(sums_, width_, whole_);
+    std::fill_n(sums_, width_, 0.0);
+    for (index_t b = 0; b < blocks; move_on(b++))
+      exponentials<Arch>(sums_, width_, before_ + b * width_);
   }
 
   /// Inside a block: m_ij for the key at `Key` and all later tokens, the key fading from token to token.
   template <index_t Key>
-  void scores_of_key(padded_rows<T> x, padded_rows<T> y, index_t first, T* m) const {
+  void scores_of_key(row_block<T> x, row_block<T> y, index_t first, T* m) const {
     constexpr index_t groups = (block - Key + lanes - 1) / lanes;
     batch sum[groups * lanes];
 #pragma GCC unroll 16
@@ -324,7 +332,7 @@ class fade {
       m[(first + i) * score_stride_ + first + Key] = sums[i - Key];
   }
 
-  void channel_scores(bool strict, padded_rows<T> x, padded_rows<T> y, index_t depth, T* m) const {
+  void channel_scores(bool strict, row_block<T> x, row_block<T> y, index_t depth, T* m) const {
     for (index_t i = 0; i < count_; ++i) {
       multiply_row<Arch>(head_ + i * width_, x[i], width_, rows_ + i * width_);
       multiply_row<Arch>(tail_ + i * width_, y[i], width_, other_rows_ + i * width_);
@@ -352,7 +360,7 @@ class fade {
     }
   }
 
-  void channel_gather(T const* m, padded_rows<T> y, padded_rows<T> z) const {
+  void channel_gather(T const* m, row_block<T> y, padded_rows<T> z) const {
     T* const sums = other_rows_;
     for (index_t j = 0; j < count_; ++j)
       multiply_row<Arch>(tail_ + j * width_, y[j], width_, rows_ + j * width_);
@@ -381,7 +389,7 @@ class fade {
     }
   }
 
-  void channel_scatter(T const* m, padded_rows<T> x, padded_rows<T> z) const {
+  void channel_scatter(T const* m, row_block<T> x, padded_rows<T> z) const {
     T* const sums = other_rows_;
     for (index_t i = 0; i < count_; ++i)
       multiply_row<Arch>(head_ + i * width_, x[i], width_, rows_ + i * width_);
@@ -412,18 +420,18 @@ class fade {
 
   fading kind_;
   index_t width_;
-  index_t own_width_;
   index_t score_stride_;
   index_t count_ = 0;
   index_t batch_ = -1;
   index_t head_index_ = -1;
-  double* sums_ = nullptr;  // of log gates; its meaning changes while a chunk is loaded
+  double* sums_ = nullptr;  // of log gates, while they are loaded
   // A scalar: what fades between two tokens, and from the start to each.
   T* pair_ = nullptr;
   T* from_start_ = nullptr;
   // Channels: the decay at each token; from its block's start through each token, and from there to the block's end; over
   // each block, before it, after it, and over the chunk.
   T* gate_ = nullptr;
+  T* block_sums_ = nullptr;
   T* head_ = nullptr;
   T* tail_ = nullptr;
   T* total_ = nullptr;
