@@ -90,13 +90,13 @@ class chunk_worker {
       return block_of_rows;
     };
     raw = {memory.take<T>(tokens * std::max(p.shape.key_dim, p.shape.query_dim)), 0};
-    own_keys = rows(features);
+    keys = rows(features);
     keys_at_end = rows(p.key_fading == fading::channels ? features : 0);
     keys_transposed = rows(features).data;
-    own_written = rows(columns);
+    written = rows(columns);
     faded_written =
         rows(p.key_fading == fading::scalar || p.value_fading == fading::channels ? columns : 0);
-    own_queries = rows(features);
+    queries = rows(features);
     queries_from_start = rows(p.key_fading == fading::none ? 0 : features);
     scores = rows(score_stride).data;
     out = rows(columns);
@@ -112,7 +112,7 @@ class chunk_worker {
     count = now.keys;
     index_t const first = at.where.first_key + now.first_key, entry = at.where.batch;
     index_t const head = p_.of_state(p_.shape.key_heads, at.head);
-    keys = load_features(side::key, p_.key, entry, head, first, now.first_key, count, own_keys);
+    load_features(side::key, p_.key, entry, head, first, now.first_key, count, keys);
     if (p_.key_fading != fading::none)
       key_fade.load(p_.key_gate, entry, p_.of_state(p_.key_gate.heads(), at.head), first, count);
     else
@@ -122,15 +122,11 @@ class chunk_worker {
                       count);
     else
       value_fade.load(p_.value_gate, 0, 0, 0, count);
-    index_t const value_head = p_.of_state(p_.shape.value_heads, at.head);
-    if (p_.rule == write_rule::add && p_.columns == columns && !p_.is_normalised) {
-      written = p_.value.rows(entry, value_head, first, count, own_written.data, true);
-    } else {
-      p_.value.copy(entry, value_head, first, count, own_written.data, columns);
-      written = own_written;
-    }
+    // Copied even where they could be used as they lie: products would wait for each row by itself.
+    p_.value.copy(entry, p_.of_state(p_.shape.value_heads, at.head), first, count, written.data,
+                  columns);
     if (p_.is_normalised)
-      for (index_t j = 0; j < count; ++j) own_written[j][p_.columns - 1] = T(1);
+      for (index_t j = 0; j < count; ++j) written[j][p_.columns - 1] = T(1);
     if (p_.key_fading != fading::channels)
       simd::transpose<Arch>(count, p_.features, keys.data, keys.stride, keys_transposed,
                             score_stride);
@@ -166,9 +162,7 @@ class chunk_worker {
       written_at_end = faded_written;
     }
   }
-  row_block<T> keys_left() const {
-    return p_.key_fading == fading::channels ? row_block<T>(keys_at_end) : keys;
-  }
+  row_block<T> keys_left() const { return p_.key_fading == fading::channels ? keys_at_end : keys; }
 
   /// The columns of some rows, to be multiplied as rows are.
   static simd::scalar_rows<T> across(row_block<T> rows) { return {rows.data, 1, rows.stride}; }
@@ -177,8 +171,8 @@ class chunk_worker {
   /// Brings in the queries of a chunk for one head of the output.
   void load_queries(place const& where, index_t head, chunk_list::chunk const& now) {
     index_t const position = p_.causal ? now.first_row + where.keys - where.rows : now.first_row;
-    queries = load_features(side::query, p_.query, where.batch, p_.query_head(head),
-                            where.first_row + now.first_row, position, now.rows, own_queries);
+    load_features(side::query, p_.query, where.batch, p_.query_head(head),
+                  where.first_row + now.first_row, position, now.rows, queries);
   }
 
   /// The scores of a chunk's queries, and the queries as the state it begins with is seen by them.
@@ -190,7 +184,7 @@ class chunk_worker {
     }
   }
   row_block<T> seeing() const {
-    return count > 0 && p_.key_fading != fading::none ? row_block<T>(queries_from_start) : queries;
+    return count > 0 && p_.key_fading != fading::none ? queries_from_start : queries;
   }
 
   /// The rows of a chunk from its scores, not yet normalised.
@@ -235,10 +229,10 @@ class chunk_worker {
   index_t count = 0;         // tokens in the chunk
   index_t rows_at_once = 1;  // fewer where products with 0 are not 0
   padded_rows<T> raw;        // rows before the feature map
-  // Where they lie, or in own memory.
-  row_block<T> keys{}, written{}, written_at_end{}, queries{};
-  padded_rows<T> own_keys, own_written, own_queries;
-  padded_rows<T> keys_at_end, keys_from_start{}, faded_written, queries_from_start;
+  padded_rows<T> keys, keys_at_end, keys_from_start{};
+  padded_rows<T> written, faded_written;
+  row_block<T> written_at_end{};
+  padded_rows<T> queries, queries_from_start;
   T* keys_transposed;
   T* scores;
   padded_rows<T> out;
@@ -246,20 +240,15 @@ class chunk_worker {
   T* rates = nullptr;
 
  protected:
-  row_block<T> load_features(side of, source<T> const& from, index_t entry, index_t head,
-                             index_t first, index_t position, index_t rows, padded_rows<T> to) {
-    T const factor = of == side::query ? p_.scale : T(1);
+  void load_features(side of, source<T> const& from, index_t entry, index_t head, index_t first,
+                     index_t position, index_t rows, padded_rows<T> to) {
     if (!p_.map.is_identity()) {
       p_.map.apply(of, raw_rows(of, from, entry, head, first, position, rows), to.data, features);
-      return to;
+      return;
     }
-    // Inside a block of tokens whose channels fade, rows after the last are read too.
-    if (factor == T(1) && p_.features == features && p_.key_fading != fading::channels)
-      return from.rows(entry, head, first, rows, to.data, true);
     from.copy(entry, head, first, rows, to.data, features);
-    if (factor != T(1))
-      for (index_t i = 0; i < rows; ++i) multiply_row<Arch>(factor, to[i], features, to[i]);
-    return to;
+    if (of == side::query && p_.scale != T(1))
+      for (index_t i = 0; i < rows; ++i) multiply_row<Arch>(p_.scale, to[i], features, to[i]);
   }
 
   /// Rows as the feature map sees them.
@@ -304,18 +293,17 @@ class chunk_worker {
                          erasures + i * score_stride);
     }
     product<true, Arch>(count, p_.features, {keys_from_start.data, features, 1}, state, columns,
-                        columns, own_written.data, columns);
+                        columns, written.data, columns);
     for (index_t first = 0; first < count; first += block) {
       index_t const last = std::min(first + block, count);
       if (first > 0)
         product<true, Arch>(last - first, first, {erasures + first * score_stride, score_stride, 1},
-                            own_written.data, columns, columns, own_written[first], columns);
+                            written.data, columns, columns, written[first], columns);
       for (index_t i = first; i < last; ++i) {
         for (index_t j = first; j < i; ++j)
-          add_product<Arch>(erasures[i * score_stride + j], own_written[j], columns,
-                            own_written[i]);
-        if (missed != nullptr) std::copy_n(own_written[i], columns, missed + i * columns);
-        multiply_row<Arch>(rates[i], own_written[i], columns, own_written[i]);
+          add_product<Arch>(erasures[i * score_stride + j], written[j], columns, written[i]);
+        if (missed != nullptr) std::copy_n(written[i], columns, missed + i * columns);
+        multiply_row<Arch>(rates[i], written[i], columns, written[i]);
       }
     }
   }
