@@ -240,9 +240,6 @@ class fade {
   index_t score_stride() const { return score_stride_; }
 
  private:
-  // e^-10000 is 0, and differences of such sums are not NaN, as those of infinities are.
-  static constexpr T least_log = T(-1e4);
-
   void hide_later(index_t kept, index_t columns, index_t i, T* m) const {
     T* const row = m + i * score_stride_;
     if (kind_ == fading::scalar)
@@ -250,23 +247,20 @@ class fade {
     std::fill(row + kept, row + columns, T(0));
   }
 
-  // Sums in double: differences of them stay exact after a token that forgets all.
+  // What fades between two tokens is summed up from one to the other: differences of sums from the start would cancel after
+  // a token that forgets all.
   void load_scalars() {
     double sum = 0;
-    for (index_t i = 0; i < count_; ++i)
-      sums_[i] = sum += static_cast<double>(std::max(from_start_[i], least_log));
-    exponentials<Arch>(sums_, count_, from_start_);
     for (index_t i = 0; i < count_; ++i) {
+      double const log = static_cast<double>(from_start_[i]);
+      for (index_t j = 0; j < i; ++j) sums_[j] += log;
+      sums_[i] = 0;
       T* const row = pair_ + i * score_stride_;
-      double difference[lanes];
-      index_t j = 0;
-      for (; j <= i; j += lanes) {
-        for (index_t l = 0; l < lanes; ++l)
-          difference[l] = j + l <= i ? sums_[i] - sums_[j + l] : -1e4;
-        exponentials<Arch>(difference, lanes, row + j);
-      }
-      std::fill(row + j, row + score_stride_, T(0));
+      exponentials<Arch>(sums_, i + 1, row);
+      std::fill(row + i + 1, row + score_stride_, T(0));
     }
+    for (index_t i = 0; i < count_; ++i) sums_[i] = sum += static_cast<double>(from_start_[i]);
+    exponentials<Arch>(sums_, count_, from_start_);
   }
 
   // Sums over a block are of few tokens, and those over blocks in double.
@@ -279,7 +273,7 @@ class fade {
         batch sum(T(0)), head(T(1));
         for (index_t i = first; i < last; ++i) {
           T* const gate = gate_ + i * width_ + d;
-          batch const log = xsimd::max(batch::load_aligned(gate), batch(least_log));
+          batch const log = batch::load_aligned(gate);
           sum += log;
           batch const factor = simd::exp2(log * batch(log2_e));
           head *= factor;

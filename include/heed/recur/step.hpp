@@ -86,7 +86,7 @@ class step_worker {
   void load_gates(state_place const& at) {
     auto const copy = [&](token_numbers<T> const& from, index_t channels, T* to) {
       from.numbers.copy(at.where.batch, p_.of_state(from.heads(), at.head), 0, 1, to, channels);
-      for (index_t d = 0; d < channels; ++d) gates_[d] = std::max(static_cast<double>(to[d]), -1e4);
+      for (index_t d = 0; d < channels; ++d) gates_[d] = static_cast<double>(to[d]);
       exponentials<Arch>(gates_, channels, to);
     };
     if (p_.key_fading == fading::channels) {
