@@ -142,4 +142,153 @@ tensor<T, 4> position_softmax(tensor<T, 4> const& x, std::vector<index_t> const&
   return out;
 }
 
+/// What a gated recurrence may have besides queries, keys and values; tensors of [batch, key, heads, channels], where one channel
+/// stands for all. Empty: none.
+template <class T>
+struct recurrence_parts {
+  tensor<T, 4> log_gate, log_value_gate, rate;
+  bool exact = false;  // the rate is a time over which the delta rule acts
+  T scale = 1;
+  tensor<T, 4> initial;  // [sequence, heads, features, channels]
+  std::vector<index_t> query_bounds, key_bounds;
+};
+
+/// S_t = diag(e^g_t) S_(t-1) diag(e^h_t) + k_t u_t^T; u_t is v_t, or the rate times v_t less what the faded state says of k_t.
+/// out_i = scale q_i^T S after key i + keys - rows, S_0 where there is none.
+template <class T>
+tensor<T, 4> gated_recurrence(tensor<T, 4> const& q, tensor<T, 4> const& k, tensor<T, 4> const& v,
+                              recurrence_parts<T> const& with) {
+  using std::exp;
+  using std::expm1;
+  index_t const H = std::max({q.extent(2), k.extent(2), v.extent(2)}), F = k.extent(3),
+                E = v.extent(3);
+  tensor<T, 4> out({q.extent(0), q.extent(1), H, E});
+  auto const queries = sequences_of(q.extent(0), q.extent(1), with.query_bounds);
+  auto const keys = sequences_of(k.extent(0), k.extent(1), with.key_bounds);
+  for (std::size_t n = 0; n < keys.size(); ++n)
+    for (index_t h = 0; h < H; ++h) {
+      auto const head = [&](tensor<T, 4> const& x) { return h * x.extent(2) / H; };
+      auto const at = [&](tensor<T, 4> const& x, index_t t, index_t c) {
+        return x(keys[n].batch, t, head(x), x.extent(3) == 1 ? 0 : c);
+      };
+      std::vector<T> S(static_cast<std::size_t>(F * E), T(0));
+      auto const entry = [&](index_t f, index_t e) -> T& {
+        return S[static_cast<std::size_t>(f * E + e)];
+      };
+      if (with.initial.extent(0) > 0)
+        for (index_t f = 0; f < F; ++f)
+          for (index_t e = 0; e < E; ++e)
+            entry(f, e) = with.initial(static_cast<index_t>(n), head(with.initial), f, e);
+      index_t const rows = queries[n].last - queries[n].first;
+      index_t const shift = keys[n].last - keys[n].first - rows;
+      auto const read = [&](index_t i) {
+        for (index_t e = 0; e < E; ++e) {
+          T sum = 0;
+          for (index_t f = 0; f < F; ++f)
+            sum += with.scale * q(queries[n].batch, queries[n].first + i, head(q), f) * entry(f, e);
+          out(queries[n].batch, queries[n].first + i, h, e) = sum;
+        }
+      };
+      for (index_t i = 0; i < std::min(-shift, rows); ++i) read(i);
+      for (index_t t = keys[n].first; t < keys[n].last; ++t) {
+        for (index_t f = 0; f < F; ++f)
+          for (index_t e = 0; e < E; ++e) {
+            if (with.log_gate.extent(0) > 0) entry(f, e) *= exp(at(with.log_gate, t, f));
+            if (with.log_value_gate.extent(0) > 0)
+              entry(f, e) *= exp(at(with.log_value_gate, t, e));
+          }
+        std::vector<T> u;
+        for (index_t e = 0; e < E; ++e) u.push_back(v(keys[n].batch, t, head(v), e));
+        if (with.rate.extent(0) > 0) {
+          T rate = at(with.rate, t, 0), size = 0;
+          for (index_t f = 0; f < F; ++f) size += at(k, t, f) * at(k, t, f);
+          if (with.exact) rate = -expm1(-rate * size) / size;
+          for (index_t e = 0; e < E; ++e) {
+            T said = 0;
+            for (index_t f = 0; f < F; ++f) said += at(k, t, f) * entry(f, e);
+            u[static_cast<std::size_t>(e)] = rate * (u[static_cast<std::size_t>(e)] - said);
+          }
+        }
+        for (index_t f = 0; f < F; ++f)
+          for (index_t e = 0; e < E; ++e)
+            entry(f, e) += k(keys[n].batch, t, head(k), f) * u[static_cast<std::size_t>(e)];
+        if (index_t const i = t - keys[n].first - shift; i >= 0) read(i);
+      }
+    }
+  return out;
+}
+
+/// The same by sums over pairs of a query and a key, with the log gates summed up from the first token: what is written is the
+/// solution of a triangular system. Rounding goes the ways of a chunk.
+template <class T>
+tensor<T, 4> gated_recurrence_by_pairs(tensor<T, 4> const& q, tensor<T, 4> const& k,
+                                       tensor<T, 4> const& v, recurrence_parts<T> const& with) {
+  using std::exp;
+  using std::expm1;
+  index_t const H = std::max({q.extent(2), k.extent(2), v.extent(2)}), F = k.extent(3),
+                E = v.extent(3);
+  tensor<T, 4> out({q.extent(0), q.extent(1), H, E});
+  auto const queries = sequences_of(q.extent(0), q.extent(1), with.query_bounds);
+  auto const keys = sequences_of(k.extent(0), k.extent(1), with.key_bounds);
+  for (std::size_t n = 0; n < keys.size(); ++n)
+    for (index_t h = 0; h < H; ++h) {
+      auto const head = [&](tensor<T, 4> const& x) { return h * x.extent(2) / H; };
+      auto const at = [&](tensor<T, 4> const& x, index_t t, index_t c) {
+        return x(keys[n].batch, t, head(x), x.extent(3) == 1 ? 0 : c);
+      };
+      index_t const M = keys[n].last - keys[n].first, first = keys[n].first;
+      // Sums of log gates; before the first key they are 0. What the first key forgets is nothing without a state.
+      auto const summed = [&](tensor<T, 4> const& gate, index_t channels) {
+        tensor<T, 2> G({M + 1, channels});
+        for (index_t t = 0; t < M && gate.extent(0) > 0; ++t)
+          for (index_t c = 0; c < channels; ++c)
+            G(t + 1, c) =
+                t == 0 && with.initial.extent(0) == 0 ? T(0) : G(t, c) + at(gate, first + t, c);
+        return G;
+      };
+      tensor<T, 2> const G = summed(with.log_gate, F), G_value = summed(with.log_value_gate, E);
+      tensor<T, 2> u({M, E});
+      // What vector x reads after key t (-1: at the start), of what was written by the first `count` keys.
+      auto const reads = [&](auto const& x, index_t t, index_t count, index_t e) {
+        T sum = 0;
+        if (with.initial.extent(0) > 0)
+          for (index_t f = 0; f < F; ++f)
+            sum += x(f) * exp(G(t + 1, f)) * exp(G_value(t + 1, e)) *
+                   with.initial(static_cast<index_t>(n), head(with.initial), f, e);
+        for (index_t j = 0; j < count; ++j) {
+          T product = 0;
+          for (index_t f = 0; f < F; ++f)
+            product += x(f) * at(k, first + j, f) * exp(G(t + 1, f) - G(j + 1, f));
+          sum += product * exp(G_value(t + 1, e) - G_value(j + 1, e)) * u(j, e);
+        }
+        return sum;
+      };
+      for (index_t t = 0; t < M; ++t) {
+        T rate = 1, size = 0;
+        if (with.rate.extent(0) > 0) {
+          rate = at(with.rate, first + t, 0);
+          for (index_t f = 0; f < F; ++f) size += at(k, first + t, f) * at(k, first + t, f);
+          if (with.exact) rate = -expm1(-rate * size) / size;
+        }
+        for (index_t e = 0; e < E; ++e) {
+          u(t, e) = v(keys[n].batch, first + t, head(v), e);
+          if (with.rate.extent(0) > 0)
+            u(t, e) =
+                rate * (u(t, e) - reads([&](index_t f) { return at(k, first + t, f); }, t, t, e));
+        }
+      }
+      index_t const rows = queries[n].last - queries[n].first;
+      for (index_t i = 0; i < rows; ++i) {
+        index_t const t = std::max<index_t>(i + M - rows, -1);
+        for (index_t e = 0; e < E; ++e)
+          out(queries[n].batch, queries[n].first + i, h, e) = reads(
+              [&](index_t f) {
+                return with.scale * q(queries[n].batch, queries[n].first + i, head(q), f);
+              },
+              t, t + 1, e);
+      }
+    }
+  return out;
+}
+
 }  // namespace reference

@@ -56,12 +56,13 @@ class definition_check {
 
   /// Complains about the results. `others` are the definition again, summed in other orders: the error of one order is a
   /// matter of luck where there is little to sum, or where much of it cancels. For the latter the definition is also taken
-  /// of inputs that were rounded otherwise.
+  /// of inputs that were rounded otherwise, and so are they.
   template <class Definition, class... Others>
   std::string forward(Definition const& definition, Others const&... others) {
     auto const inputs = values<compute>(inputs_);
     return compare(outputs_, definition(values<golden>(inputs_)),
-                   {definition(inputs), definition(rounded_otherwise()), others(inputs)...});
+                   {definition(inputs), definition(rounded_otherwise()), others(inputs)...,
+                    others(rounded_otherwise())...});
   }
 
   /// Complains about the gradients of the loss sum dout . out.
@@ -75,7 +76,7 @@ class definition_check {
         gradients_,
         reference::gradients_of(definition, values<golden>(inputs_), values<golden>(slopes_)),
         {naive(definition, inputs), naive(definition, rounded_otherwise()),
-         naive(others, inputs)...});
+         naive(others, inputs)..., naive(others, rounded_otherwise())...});
   }
 
  private:

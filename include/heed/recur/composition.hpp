@@ -4,6 +4,7 @@
 #include <heed/recur/problem.hpp>
 
 #include <array>
+#include <cmath>
 #include <tuple>
 #include <utility>
 
@@ -41,6 +42,16 @@ tensor_view<E, 3> without_channels(tensor_view<E, 4> view) {
   auto const& e = view.extents();
   auto const& s = view.strides();
   return {view.data(), {e[0], e[1], e[2]}, {s[0], s[1], s[2]}};
+}
+
+/// Calls f(ingredients...), with the scale dim^-1/2 unless they name one.
+template <class F, class... I>
+void with_default_scale(index_t dim, F const& f, I const&... ingredients) {
+  if constexpr ((false || ... || detail::is_scale.template operator()<I>()))
+    f(ingredients...);
+  else
+    f(ingredients...,
+      scale{1 / std::sqrt(static_cast<double>(std::max<index_t>(dim, 1))), nullptr});
 }
 
 /// Calls f(batch, head, first row, rows) for blocks of the rows of a tensor of this shape.
