@@ -253,8 +253,8 @@ class backward_worker : public chunk_worker<T, Arch> {
       g_.out.copy(where.batch, head, first + i, 1, out[i], columns);
       if (p_.is_normalised) {
         T const by = this->divisor(sum);
-        T along = 0;
-        for (index_t e = 0; e < last; ++e) along += dout_[i][e] * out[i][e];
+        dout_[i][last] = T(0);
+        T const along = inner_product<Arch>(dout_[i], out[i], columns);
         bool const is_clamped = sum + p_.epsilon < p_.at_least;
         dout_[i][last] = is_clamped ? T(0) : -along;
         multiply_row<Arch>(by != T(0) ? 1 / by : T(0), dout_[i], columns, dout_[i]);
@@ -284,9 +284,7 @@ class backward_worker : public chunk_worker<T, Arch> {
                             {this->erasures + last * score_stride + first, 1, score_stride},
                             dwritten_[last], columns, columns, dwritten_[first], columns);
       for (index_t i = last; i-- > first;) {
-        T along = 0;
-        for (index_t e = 0; e < p_.columns; ++e) along += dwritten_[i][e] * missed_[i][e];
-        drates_[i] = along;
+        drates_[i] = inner_product<Arch>(dwritten_[i], missed_[i], columns);
         multiply_row<Arch>(this->rates[i], dwritten_[i], columns, dwritten_[i]);
         for (index_t j = first; j < i; ++j)
           add_product<Arch>(this->erasures[i * score_stride + j], dwritten_[i], columns,
@@ -311,8 +309,8 @@ class backward_worker : public chunk_worker<T, Arch> {
       std::fill_n(key_sums_, count * width, T(0));
       std::fill_n(key_total_, width, 0.0);
       for (index_t d = 0; d < p_.features; ++d)
-        key_total_[channels ? d : 0] +=
-            static_cast<double>(inner(ended + d * columns, gradient + d * columns, columns));
+        key_total_[channels ? d : 0] += static_cast<double>(
+            inner_product<Arch>(ended + d * columns, gradient + d * columns, columns));
     }
     if (g_.value_gate.wanted) {
       std::fill_n(value_sums_, count * columns, T(0));
@@ -321,18 +319,6 @@ class backward_worker : public chunk_worker<T, Arch> {
         add_products(ended + d * columns, gradient + d * columns, columns, T(1), gate_row_);
       std::copy_n(gate_row_, columns, value_total_);
     }
-  }
-
-  /// a . b for a number of whole registers.
-  static T inner(T const* a, T const* b, index_t n) {
-    batch sum(T(0));
-    for (index_t d = 0; d < n; d += lanes)
-      sum = xsimd::fma(batch::load_unaligned(a + d), batch::load_unaligned(b + d), sum);
-    alignas(64) T each[lanes];
-    sum.store_aligned(each);
-    T total = 0;
-    for (T one : each) total += one;
-    return total;
   }
 
   /// to += sign a b, number by number.
@@ -348,7 +334,7 @@ class backward_worker : public chunk_worker<T, Arch> {
     if (count == 0 || !g_.key_gate.wanted) return;
     for (index_t i = 0; i < rows; ++i)
       if (key_fade.kind() == fading::scalar)
-        key_sums_[i] += sign * inner(x[i], dx[i], features);
+        key_sums_[i] += sign * inner_product<Arch>(x[i], dx[i], features);
       else
         add_products(x[i], dx[i], features, sign, key_sums_ + i * features);
   }
@@ -397,8 +383,7 @@ class backward_worker : public chunk_worker<T, Arch> {
   /// From the gradient of the exact rate to those of its time and of the key's norm.
   void exact_backward() {
     for (index_t i = 0; i < count; ++i) {
-      T norm = 0;
-      for (index_t d = 0; d < p_.features; ++d) norm += keys[i][d] * keys[i][d];
+      T const norm = inner_product<Arch>(keys[i], keys[i], features);
       T const rate = given_rates_[i], x = rate * norm, fall = std::exp(-x);
       // (x e^-x - 1 + e^-x) / norm^2, which cancels where x is small: there, its series.
       T const series =

@@ -265,9 +265,7 @@ class chunk_worker {
     p_.rate.numbers.copy(entry, p_.of_state(p_.rate.heads(), head), first, count, rates, 1);
     if (p_.rule != write_rule::exact_delta) return;
     for (index_t j = 0; j < count; ++j) {
-      T norm = 0;
-      for (index_t d = 0; d < p_.features; ++d) norm += keys[j][d] * keys[j][d];
-      rates[j] = exact_rate(rates[j], norm);
+      rates[j] = exact_rate(rates[j], inner_product<Arch>(keys[j], keys[j], features));
     }
   }
 

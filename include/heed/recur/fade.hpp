@@ -90,6 +90,26 @@ void add_product(T factor, T const* from, index_t count, T* to) {
         .store_unaligned(to + d);
 }
 
+/// a . b for a number of whole registers.
+template <class Arch, class T>
+T inner_product(T const* a, T const* b, index_t count) {
+  using batch = xsimd::batch<T, Arch>;
+  constexpr auto lanes = static_cast<index_t>(batch::size);
+  batch sum[2] = {batch(T(0)), batch(T(0))};
+  index_t d = 0;
+  for (; d + 2 * lanes <= count; d += 2 * lanes)
+    for (index_t chain = 0; chain < 2; ++chain)
+      sum[chain] = xsimd::fma(batch::load_unaligned(a + d + chain * lanes),
+                              batch::load_unaligned(b + d + chain * lanes), sum[chain]);
+  for (; d < count; d += lanes)
+    sum[0] = xsimd::fma(batch::load_unaligned(a + d), batch::load_unaligned(b + d), sum[0]);
+  alignas(64) T each[lanes];
+  (sum[0] + sum[1]).store_aligned(each);
+  T total = 0;
+  for (T one : each) total += one;
+  return total;
+}
+
 /// Rows of numbers to compute with and to write, padded with zeros to whole registers.
 template <class T>
 struct padded_rows {

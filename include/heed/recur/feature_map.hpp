@@ -31,8 +31,8 @@ struct feature_rows {
   index_t dim;
   index_t batch;
   index_t head;  // of this tensor
-  index_t
-      first_position;  // of row 0 among the keys of its sequence; a query stands where its last key does
+  // Of row 0 among the keys of its sequence: a query stands at its last key, with `dense` at its own row.
+  index_t first_position;
 
   T const* operator[](index_t row) const { return data + row * stride; }
 };

@@ -104,9 +104,7 @@ class step_worker {
     T rate;
     p_.rate.numbers.copy(at.where.batch, p_.of_state(p_.rate.heads(), at.head), 0, 1, &rate, 1);
     if (p_.rule == write_rule::exact_delta) {
-      T norm = 0;
-      for (index_t d = 0; d < p_.features; ++d) norm += key_[d] * key_[d];
-      rate = chunk_worker<T, Arch>::exact_rate(rate, norm);
+      rate = chunk_worker<T, Arch>::exact_rate(rate, inner_product<Arch>(key_, key_, features_));
     }
     for (index_t e = 0; e < columns_; e += lanes) {
       batch sum[2] = {batch(T(0)), batch(T(0))};
