@@ -38,7 +38,7 @@ struct delta_problem : definition_check<T> {
 
   explicit delta_problem(seed_t seed) : definition_check<T>(seed) {
     auto& dice = this->draw;
-    B = dice.between(1, 2), N = dice.between(8, 40), H = dice.between(1, 2);
+    B = 2, N = dice.between(8, 40), H = 2;
     D = dice.between(4, 12), E = dice.between(1, 9);
     unit = {.after_silu = dice.one_in(2), .query_scale = 1 / std::sqrt(double(D)), .floor = 1e-12};
     most = dice.one_in(2) ? 1 : 2;
@@ -133,7 +133,7 @@ struct efla_problem : definition_check<T> {
 
   explicit efla_problem(seed_t seed) : definition_check<T>(seed) {
     auto& dice = this->draw;
-    B = dice.between(1, 2), N = dice.between(8, 40), H = dice.between(1, 2);
+    B = 2, N = dice.between(8, 40), H = 2;
     D = dice.between(4, 12), E = dice.between(1, 9);
     double const spread = dice.one_in(2) ? 1 : 0.1;
     this->input("q", {B, N, H, D});
