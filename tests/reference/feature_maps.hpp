@@ -272,7 +272,7 @@ struct taylor {
 /// [u sin(pi p / 2 horizon), u cos(pi p / 2 horizon)], u = relu(x), positions counted from 1.
 struct cosine_reweighted {
   double horizon;
-  index_t first_query = 0, first_key = 0;
+  index_t tokens_before = 0;
 
   index_t count(index_t dim) const { return 2 * dim; }
   template <class T>
@@ -296,7 +296,7 @@ struct cosine_reweighted {
  private:
   template <class T>
   T factor(feature_place const& at, bool cosine) const {
-    auto const p = static_cast<T>(at.position + 1 + (at.of_query ? first_query : first_key));
+    auto const p = static_cast<T>(at.position + 1 + tokens_before);
     T const angle = T(1.57079632679489661923L) * p / static_cast<T>(horizon);
     return cosine ? std::cos(angle) : std::sin(angle);
   }
