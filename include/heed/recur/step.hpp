@@ -50,16 +50,9 @@ class step_worker {
     if (!in_place) p_.initial.copy(where.sequence, at.head, 0, p_.features, rows, stride);
     if (p_.rule != write_rule::add) erase(at, rows, stride);
     std::fill_n(out_, columns_ * p_.readers(), T(0));
-    for (index_t e = 0; e < columns_;) {
-      index_t const left = (columns_ - e) / lanes;
-      if (left >= 4) {
-        update<4>(rows, stride, e);
-        e += 4 * lanes;
-      } else {
-        update<1>(rows, stride, e);
-        e += lanes;
-      }
-    }
+    in_tiles([&]<index_t Registers>(std::integral_constant<index_t, Registers>, index_t first) {
+      update<Registers>(rows, stride, first);
+    });
     if (!in_place) state.store(where.sequence, at.head, 0, p_.features, rows, stride);
     for (index_t r = 0; r < p_.readers(); ++r) {
       T* const row = out_ + r * columns_;
@@ -106,14 +99,31 @@ class step_worker {
     if (p_.rule == write_rule::exact_delta) {
       rate = chunk_worker<T, Arch>::exact_rate(rate, inner_product<Arch>(key_, key_, features_));
     }
-    for (index_t e = 0; e < columns_; e += lanes) {
-      batch sum[2] = {batch(T(0)), batch(T(0))};
-      for (index_t d = 0; d < p_.features; ++d)
-        sum[d % 2] = xsimd::fma(batch(fade_[d] * key_[d]),
-                                batch::load_unaligned(rows + d * stride + e), sum[d % 2]);
-      (batch(rate) * (batch::load_aligned(written_ + e) - (sum[0] + sum[1])))
-          .store_aligned(written_ + e);
-    }
+    in_tiles([&]<index_t Registers>(std::integral_constant<index_t, Registers>, index_t first) {
+      batch sum[Registers];
+#pragma GCC unroll 4
+      for (index_t r = 0; r < Registers; ++r)
+        sum[r] = batch::load_aligned(written_ + first + r * lanes);
+      for (index_t d = 0; d < p_.features; ++d) {
+        batch const key(-fade_[d] * key_[d]);
+        T const* const row = rows + d * stride + first;
+#pragma GCC unroll 4
+        for (index_t r = 0; r < Registers; ++r)
+          sum[r] = xsimd::fma(key, batch::load_unaligned(row + r * lanes), sum[r]);
+      }
+#pragma GCC unroll 4
+      for (index_t r = 0; r < Registers; ++r)
+        (batch(rate) * sum[r]).store_aligned(written_ + first + r * lanes);
+    });
+  }
+
+  /// Calls f with the first column of each tile and its registers, four or one.
+  template <class F>
+  void in_tiles(F f) const {
+    index_t first = 0;
+    for (; first + 4 * lanes <= columns_; first += 4 * lanes)
+      f(std::integral_constant<index_t, 4>(), first);
+    for (; first < columns_; first += lanes) f(std::integral_constant<index_t, 1>(), first);
   }
 
   template <index_t Registers>
