@@ -74,10 +74,10 @@ struct selective_operands {
   tensor<N, 4> const &u, &step, &A, &B, &C, &skip, &z, &initial;
 };
 
-/// h_t = e^(step_t A) h_(t-1) + step_t u_t B_t, y_t = h_t . C_t + skip u_t, y_t silu(z_t).
+/// h_t = e^(step_t A) h_(t-1) + step_t u_t B_t, y_t = h_t . C_t + skip u_t.
 template <class N>
-tensor<N, 4> selective_scan(sequences const& all, selective_operands<N> const& x,
-                            tensor<N, 4>& last) {
+tensor<N, 4> ungated_selective_scan(sequences const& all, selective_operands<N> const& x,
+                                    tensor<N, 4>& last) {
   using std::exp;
   tensor<N, 4> out(x.u.extents);
   last = tensor<N, 4>(x.initial.extents);
@@ -95,10 +95,20 @@ tensor<N, 4> selective_scan(sequences const& all, selective_operands<N> const& x
                  own = exp(step * x.A(0, h, d, i)) * own + step * u * x.B(b, t, group, i);
                  y = y + own * x.C(b, t, group, i);
                }
-               out(b, t, h, d) = y * silu(x.z(b, t, h, d));
+               out(b, t, h, d) = y;
              }
              for (index_t i = 0; i < n; ++i) last(s, h, i, d) = state[std::size_t(i)];
            });
+  return out;
+}
+
+/// y_t silu(z_t).
+template <class N>
+tensor<N, 4> selective_scan(sequences const& all, selective_operands<N> const& x,
+                            tensor<N, 4>& last) {
+  tensor<N, 4> out = ungated_selective_scan(all, x, last);
+  for (std::size_t i = 0; i < out.values.size(); ++i)
+    out.values[i] = out.values[i] * silu(x.z.values[i]);
   return out;
 }
 
