@@ -48,7 +48,8 @@ T product(tensor<T, 4> const& q, tensor<T, 4> const& k, index_t b, index_t h, in
   });
 }
 
-/// exp(s_j) / sum_j exp(s_j); without scores, nothing. `lse` receives the logarithm of the sum.
+/// exp(s_j) / sum_j exp(s_j); without scores, nothing. `lse` receives the logarithm of the sum. Where it is differentiated
+/// the weights are exp(s_j - lse), since backward passes start from a saved lse.
 template <class T>
 std::vector<T> softmax_of(std::vector<T> const& scores, T* lse = nullptr) {
   using std::exp, std::log;
@@ -61,8 +62,15 @@ std::vector<T> softmax_of(std::vector<T> const& scores, T* lse = nullptr) {
   for (T const& s : scores) weights.push_back(exp(s - top));
   T const total = ordered_sum<T>(static_cast<index_t>(scores.size()),
                                  [&](index_t n) { return weights[static_cast<std::size_t>(n)]; });
-  for (T& w : weights) w /= total;
-  if (lse != nullptr) *lse = top + log(total);
+  // Of size |s| epsilon are the errors of a unit of scores that is not their own, the binary logarithm's.
+  T const unit_of_scores(static_cast<float>(unit<double>(current_order())));
+  T const whole = (top * unit_of_scores + log(total) * unit_of_scores) / unit_of_scores;
+  for (std::size_t n = 0; n < weights.size(); ++n)
+    if constexpr (std::is_floating_point_v<T>)
+      weights[n] /= total;
+    else
+      weights[n] = exp((scores[n] * unit_of_scores - whole * unit_of_scores) / unit_of_scores);
+  if (lse != nullptr) *lse = whole;
   return weights;
 }
 

@@ -110,6 +110,47 @@ class row_sum {
   double* total_;
 };
 
+/// Sums rows and can be read after each: a few rows are summed in T and what was before them in double.
+template <class T>
+class running_sum {
+ public:
+  running_sum(arena& memory, index_t dim)
+      : dim_(dim),
+        recent_(memory.take<T>(dim)),
+        before_(memory.take<T>(dim)),
+        exact_(memory.take<double>(dim)) {}
+
+  void clear() {
+    count_ = 0;
+    std::fill_n(recent_, dim_, T(0));
+    std::fill_n(before_, dim_, T(0));
+    std::fill_n(exact_, dim_, 0.0);
+  }
+
+  void add(T const* row) {
+    if (count_++ % at_once == 0)
+      for (index_t c = 0; c < dim_; ++c) {
+        exact_[c] += static_cast<double>(recent_[c]);
+        before_[c] = static_cast<T>(exact_[c]);
+        recent_[c] = 0;
+      }
+    add_to_row(recent_, 1, row, dim_, T(1));
+  }
+
+  void read(T* to) const {
+    std::copy_n(before_, dim_, to);
+    add_to_row(to, 1, recent_, dim_, T(1));
+  }
+
+ private:
+  static constexpr index_t at_once = 64;
+
+  index_t dim_, count_ = 0;
+  T* recent_;
+  T* before_;
+  double* exact_;
+};
+
 /// Calls f(sum, batch entry, row, head) for `rows` rows of every head, each with a row_sum of its own worker.
 template <class T, class Executor, class F>
 void for_row_sums(Executor const& run_on, index_t batches, index_t rows, index_t heads, index_t dim,
