@@ -24,18 +24,26 @@ namespace heed::recur {
 template <bool Accumulate, class Arch, class T>
 void product(index_t rows, index_t depth, simd::scalar_rows<T> a, T const* b, index_t b_stride,
              index_t columns, T* c, index_t c_stride) {
-  constexpr index_t lanes = simd::tile_shape<T, Arch>::lanes;
+  using shape = simd::tile_shape<T, Arch>;
   if (rows <= 0) return;
-  for (index_t at = 0, left = columns / lanes; left > 0;) {
-    int const registers = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
-    if (registers == 3)
-      simd::multiply<3, Accumulate, Arch>(rows, depth, a, b + at, b_stride, c + at, c_stride);
-    else if (registers == 2)
-      simd::multiply<2, Accumulate, Arch>(rows, depth, a, b + at, b_stride, c + at, c_stride);
+  index_t at = 0, left = columns / shape::lanes;
+  auto const tile = [&]<int Registers>(std::integral_constant<int, Registers>) {
+    simd::multiply<Registers, Accumulate, Arch>(rows, depth, a, b + at, b_stride, c + at, c_stride);
+    at += Registers * shape::lanes;
+    left -= Registers;
+  };
+  while (left > 0) {
+    if constexpr (shape::many_registers)
+      if (left % 3 != 0 && left >= 4) {
+        tile(std::integral_constant<int, 4>());
+        continue;
+      }
+    if (left == 1)
+      tile(std::integral_constant<int, 1>());
+    else if (left == 2 || left == 4)
+      tile(std::integral_constant<int, 2>());
     else
-      simd::multiply<1, Accumulate, Arch>(rows, depth, a, b + at, b_stride, c + at, c_stride);
-    at += registers * lanes;
-    left -= registers;
+      tile(std::integral_constant<int, 3>());
   }
 }
 

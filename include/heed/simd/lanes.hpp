@@ -19,8 +19,11 @@ struct tile_shape {
   static constexpr bool many_registers =
       sizeof(xsimd::batch<T, Arch>) == 64 || std::is_base_of_v<xsimd::neon, Arch>;
 
+  // Four registers are for products of which few rows are made at a time, and only where there are many registers.
   template <int Registers>
-  static constexpr int rows = many_registers ? (Registers == 3 ? 8 : 12)
+  static constexpr int rows = many_registers ? (Registers == 4   ? 4
+                                                : Registers == 3 ? 8
+                                                                 : 12)
                                              : (Registers == 3   ? 4
                                                 : Registers == 2 ? 6
                                                                  : 8);
