@@ -11,8 +11,8 @@
 /// traced numbers give the gradients.
 namespace reference {
 
-/// Ways to sum that are all the definition: what they differ by is rounding. The last one is for titans: each memory from
-/// that at the start of the chunk and all gradients since.
+/// Ways to compute that are all the definition: what they differ by is rounding. `backwards` also has powers by logarithms
+/// and exponentials as squares; with the last one a memory is made of that at the start of the chunk and all gradients since.
 enum class summed { forwards, backwards, in_pairs, from_chunk_start };
 
 /// The rows and keys of one sequence; row i is read after key i + keys - rows.
@@ -29,6 +29,17 @@ template <class T>
 T exponential(T const& x) {
   using std::exp;
   return exp(x);
+}
+/// e^x as the square of a power of two.
+template <class T>
+T squared_root_of_exponential(T x) {
+  T const root = std::exp2(x * T(0.72134752044448170368L));
+  return root * root;
+}
+template <class T>
+traced<T> squared_root_of_exponential(traced<T> x) {
+  T const y = squared_root_of_exponential(x.value());
+  return x.then(y, y);
 }
 template <class T>
 T silu_of(T const& x) {
@@ -51,13 +62,14 @@ T number_of(traced<T> x) {
 
 /// x^exponent for x >= 0; its slope at 0 is taken to be 0.
 template <class T>
-T power(T x, double exponent) {
-  return std::pow(x, static_cast<T>(exponent));
+T power(T x, double exponent, summed order) {
+  T const n = static_cast<T>(exponent);
+  return order == summed::backwards && x > 0 ? std::exp(n * std::log(x)) : std::pow(x, n);
 }
 template <class T>
-traced<T> power(traced<T> x, double exponent) {
+traced<T> power(traced<T> x, double exponent, summed order) {
   T const n = static_cast<T>(exponent), v = x.value();
-  return x.then(std::pow(v, n), v == T(0) ? T(0) : n * std::pow(v, n - 1));
+  return x.then(power(v, exponent, order), v == T(0) ? T(0) : n * power(v, exponent - 1, order));
 }
 template <class T>
 T hyperbolic_tangent(T x) {
@@ -210,9 +222,15 @@ tensors<T> titans(tensors<T> const& given, std::vector<memory_sequence> const& s
             G[i] = (T(1) - alpha) * G[i] + N[i];
           }
         }
+        // Gates of their own for every second row, so that their gradients are sums of sums.
+        T const thetas[2] = {T(theta + T(0)), T(theta + T(0))},
+                etas[2] = {T(eta + T(0)), T(eta + T(0))},
+                alphas[2] = {T(alpha + T(0)), T(alpha + T(0))};
         for (std::size_t l = 0; l < depth; ++l)
-          for (std::size_t d = 0; d < w[l].size(); ++d)
-            for (std::size_t e = 0; e < w[l][d].size(); ++e) {
+          for (std::size_t i_d = 0; i_d < w[l].size(); ++i_d)
+            for (std::size_t e = 0; e < w[l][i_d].size(); ++e) {
+              std::size_t const d = order == summed::backwards ? w[l].size() - 1 - i_d : i_d,
+                                twin = order == summed::in_pairs ? d % 2 : 0;
               T &each = w[l][d][e], &moves = moving[l][d][e];
               if (order == summed::from_chunk_start) {
                 each = b * first_w[l][d][e] + f * first_moving[l][d][e];
@@ -223,9 +241,9 @@ tensors<T> titans(tensors<T> const& given, std::vector<memory_sequence> const& s
                 }
                 continue;
               }
-              moves = eta * moves - theta * gradient[l][d][e];
+              moves = etas[twin] * moves - thetas[twin] * gradient[l][d][e];
               each = order == summed::forwards ? (T(1) - alpha) * each + moves
-                                               : each + (moves - alpha * each);
+                                               : each + (moves - alphas[twin] * each);
             }
         read_row(t - (at.keys - at.rows));
       }
@@ -288,13 +306,13 @@ tensors<T> memorise(tensors<T> const& given, std::vector<memory_sequence> const&
   auto const size_of = [&](matrix<T> const& a) {
     T sum(0);
     for (auto const& row : a)
-      for (T const& x : row) sum += power(x < T(0) ? -x : x, how.q);
-    return power(sum, 1 / how.q);
+      for (T const& x : row) sum += power(x < T(0) ? -x : x, how.q, order);
+    return power(sum, 1 / how.q, order);
   };
   auto const divided = [&](matrix<T> a, T const& size) {
     if (number_of(size) > 0)
       for (auto& row : a)
-        for (T& x : row) x = x / power(size, how.q - 2);
+        for (T& x : row) x = x / power(size, how.q - 2, order);
     return a;
   };
   auto const weights_of = [&](matrix<T> const& x) {
@@ -310,7 +328,8 @@ tensors<T> memorise(tensors<T> const& given, std::vector<memory_sequence> const&
       for (auto& row : w)
         for (index_t e = first; e < last; ++e) {
           T& each = row[static_cast<std::size_t>(e)];
-          each = exponential(each - T(most));
+          each = each - T(most);
+          each = order == summed::backwards ? squared_root_of_exponential(each) : exponential(each);
           sum += each;
         }
       for (auto& row : w)
@@ -328,9 +347,10 @@ tensors<T> memorise(tensors<T> const& given, std::vector<memory_sequence> const&
     T const length = number_of(square) > 0 ? sqrt(square) : T(0);
     for (T& x : e) {
       T const size = x < T(0) ? -x : x, sign = x > T(0) ? T(1) : x < T(0) ? T(-1) : T(0);
-      if (how.error == miras::power) x = T(how.p) * sign * power(size, how.p - 1);
+      if (how.error == miras::power) x = T(how.p) * sign * power(size, how.p - 1, order);
       if (how.error == miras::smooth_power)
-        x = T(how.p) * hyperbolic_tangent(T(10) * x) * power(T(sqrt(x * x + T(1e-6))), how.p - 1);
+        x = T(how.p) * hyperbolic_tangent(T(10) * x) *
+            power(T(sqrt(x * x + T(1e-6))), how.p - 1, order);
       if (how.error == miras::huber && length > delta) x = delta * sign;
       if (how.error == miras::huber_unit && length > delta) x = delta * x / length;
       if (how.error == miras::huber_each && size > delta) x = delta * sign;
@@ -343,6 +363,10 @@ tensors<T> memorise(tensors<T> const& given, std::vector<memory_sequence> const&
       auto const n = static_cast<index_t>(s);
       matrix<T> x = state_of(given[6], n, h);
       matrix<T> reference = weights_of(x);
+      matrix<T> first = x;
+      std::vector<matrix<T>> steps;
+      std::vector<T> weights;
+      T b(1);
       T start_size(0);
       if (how.read == miras::norm) start_size = size_of(x);
       auto const read_row = [&](index_t i) {
@@ -366,12 +390,27 @@ tensors<T> memorise(tensors<T> const& given, std::vector<memory_sequence> const&
         auto e = read(reference, k, E, order);
         for (std::size_t c = 0; c < e.size(); ++c) e[c] -= v[c];
         e = psi(e, threshold(at.batch, j, h, 0));
-        for (index_t d = 0; d < D; ++d)
-          for (index_t c = 0; c < E; ++c) {
-            auto& each = x[static_cast<std::size_t>(d)][static_cast<std::size_t>(c)];
-            each = alpha(at.batch, j, h, 0) * each - eta(at.batch, j, h, c % eta.extent(3)) *
-                                                         e[static_cast<std::size_t>(c)] *
-                                                         k[static_cast<std::size_t>(d)];
+        T const keep = alpha(at.batch, j, h, 0);
+        if (t % how.chunk == 0) {
+          first = x;
+          steps.clear();
+          weights.clear();
+          b = T(1);
+        }
+        b = b * keep;
+        for (T& each : weights) each = keep * each;
+        weights.push_back(T(1));
+        matrix<T> step = x;
+        for (std::size_t d = 0; d < k.size(); ++d)
+          for (std::size_t c = 0; c < e.size(); ++c)
+            step[d][c] = eta(at.batch, j, h, static_cast<index_t>(c) % eta.extent(3)) * e[c] * k[d];
+        steps.push_back(step);
+        for (std::size_t d = 0; d < k.size(); ++d)
+          for (std::size_t c = 0; c < e.size(); ++c) {
+            x[d][c] = keep * x[d][c] - step[d][c];
+            if (order != summed::from_chunk_start) continue;
+            x[d][c] = b * first[d][c];
+            for (std::size_t i = 0; i < steps.size(); ++i) x[d][c] -= weights[i] * steps[i][d][c];
           }
         read_row(t - (at.keys - at.rows));
       }
