@@ -12,8 +12,8 @@
 /// as a second definition. T is the type of all numbers and all sums.
 namespace reference {
 
-/// Where a row that features are made of stands: its batch entry and head in its own tensor, and its position among the
-/// keys of its sequence.
+/// Where a row that features are made of stands: its batch entry and head in its own tensor, and its position in its
+/// sequence; queries that read in order stand where the last key that they read does.
 struct feature_place {
   bool of_query;
   index_t batch, head, position;
@@ -111,6 +111,60 @@ struct recurrence {
       for (index_t t = 0; t < at.keys; ++t) {
         update(x, at, t, state);
         read(x, at, t, state, result.out);
+      }
+      store(at, state, result.state);
+    });
+    return result;
+  }
+
+  /// forward() in chunks of some tokens, within which a triangular system is solved for what is written (the UT form);
+  /// without value gates. Its rounding is not that of forward(), which erases errors of the state token by token.
+  template <class T>
+  recurrence_result<T> chunked(recurrence_operands<T> const& x, index_t tokens) const {
+    recurrence_result<T> result = blank(x);
+    for_each_state(x, [&](lane<T> const& at) {
+      std::vector<T> state = initial_state(x, at);
+      read(x, at, -1, state, result.out);
+      for (index_t first = 0; first < at.keys; first += tokens) {
+        std::vector<std::vector<T>> keys, written;  // the keys as they have faded so far
+        std::vector<T> start(static_cast<std::size_t>(at.features), T(1));
+        // What vector a reads now: from the state the chunk began with, and from what was written since.
+        auto const reads = [&](std::vector<T> a) {
+          std::vector<T> sums(static_cast<std::size_t>(at.columns), T(0));
+          for (std::size_t j = 0; j < written.size(); ++j) {
+            T const score = dot(a, keys[j]);
+            for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += score * written[j][c];
+          }
+          for (std::size_t f = 0; f < a.size(); ++f) a[f] *= start[f];
+          std::vector<T> const before = product(at, a, state);
+          for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += before[c];
+          return sums;
+        };
+        for (index_t t = first; t < std::min(first + tokens, at.keys); ++t) {
+          token<T> const by = token_at(x, at, t);
+          std::vector<T> const rows = exp_of(by.log_rows);
+          for (std::size_t f = 0; f < rows.size(); ++f) {
+            start[f] *= rows[f];
+            for (auto& key : keys) key[f] *= rows[f];
+          }
+          std::vector<T> write = by.value;
+          if (rule != update_rule::additive) {
+            std::vector<T> const returned = reads(by.key);
+            for (std::size_t c = 0; c < write.size(); ++c)
+              write[c] = by.rate * (write[c] - returned[c]);
+          }
+          keys.push_back(by.key);
+          written.push_back(write);
+          for_each_reader(x, at, t, [&](row const& r) {
+            finish(at, r, reads(query_features(x, at, r)), result.out);
+          });
+        }
+        for_each_entry(at, [&](index_t f, index_t c, std::size_t n) {
+          state[n] *= start[static_cast<std::size_t>(f)];
+          for (std::size_t j = 0; j < written.size(); ++j)
+            state[n] +=
+                keys[j][static_cast<std::size_t>(f)] * written[j][static_cast<std::size_t>(c)];
+        });
       }
       store(at, state, result.state);
     });
@@ -295,7 +349,7 @@ struct recurrence {
     index_t const group = out_heads(x) / at.heads;
     for (index_t i = 0; i < at.rows; ++i)
       for (index_t h = at.head * group; h < (at.head + 1) * group; ++h)
-        visit(row{at.first_row + i, h, i + at.keys - at.rows});
+        visit(row{at.first_row + i, h, dense ? i : i + at.keys - at.rows});
   }
   /// Those among them that read it after key t, or at the start for t = -1.
   template <class T, class Visit>
@@ -460,8 +514,7 @@ struct recurrence {
       std::vector<T> dsums = vector_at(dout, at.batch, r.index, r.head);
       if (normalised) {
         T const sum = product(at, query, state).back(), by = divisor(sum);
-        bool const bounded =
-            at_least > 0 && sum + static_cast<T>(epsilon) < static_cast<T>(at_least);
+        bool const bounded = sum + static_cast<T>(epsilon) < static_cast<T>(at_least);
         T dby = 0;
         for (index_t c = 0; c < out.extent(3); ++c)
           dby -= dout(at.batch, r.index, r.head, c) * out(at.batch, r.index, r.head, c);
