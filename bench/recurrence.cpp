@@ -141,6 +141,12 @@ std::function<void()> step(index_t states, index_t dim, rule what, int threads) 
   };
 }
 
+/// Causal softmax attention of the same shape.
+std::function<void()> softmax(shape const& of) {
+  auto const on = std::make_shared<operands<float>>(of);
+  return [=] { heed::attention(on->query(), on->key(), on->value(), on->out(), heed::causal{}); };
+}
+
 std::string name(char const* verb, char const* what, shape const& of, int threads) {
   return label(std::string("recurrence/") + verb)("rule", what)("D", of.dim)("N", of.queries)(
       "H", of.heads)("threads", threads);
@@ -170,6 +176,26 @@ rows const all([] {
                            .reference = forward(of, what, 1)};
       });
     }
+  // Against causal softmax of the same shape: where it is above 1, the recurrence is the cheaper one.
+  for (index_t tokens : {64, 128, 256, 512, 1024, 4096, 16384}) {
+    shape const of{.dim = 64, .queries = tokens};
+    add(name("against_softmax", "decay", of, 1), [=] {
+      return measurement{.work = forward(of, rule::scalar, 1),
+                         .operations = operations(of, rule::scalar),
+                         .reference = softmax(of)};
+    });
+  }
+  // The time of a token does not grow: relative to sixteen thousand of them, a million take a 64th.
+  shape const million{.dim = 64, .queries = 1 << 20, .heads = 1};
+  add(
+      name("length", "decay", million, 1),
+      [=] {
+        return measurement{
+            .work = forward(million, rule::scalar, 1),
+            .operations = operations(million, rule::scalar),
+            .reference = forward({.dim = 64, .queries = 1 << 14, .heads = 1}, rule::scalar, 1)};
+      },
+      true);
   // A state for each of 4096 heads lies in memory, of 16 in a cache.
   for (auto what : {rule::scalar, rule::gated_delta})
     for (index_t states : {16, 4096}) {
