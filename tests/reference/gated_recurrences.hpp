@@ -291,4 +291,97 @@ tensor<T, 4> gated_recurrence_by_pairs(tensor<T, 4> const& q, tensor<T, 4> const
   return out;
 }
 
+/// Softmax of each row.
+template <class T>
+tensor<T, 4> softmax_rows(tensor<T, 4> x) {
+  using std::exp;
+  for (index_t b = 0; b < x.extent(0); ++b)
+    for (index_t i = 0; i < x.extent(1); ++i)
+      for (index_t h = 0; h < x.extent(2); ++h) {
+        T most = x(b, i, h, 0), total = 0;
+        for (index_t c = 1; c < x.extent(3); ++c)
+          if (x(b, i, h, c) > most) most = x(b, i, h, c);
+        for (index_t c = 0; c < x.extent(3); ++c) {
+          x(b, i, h, c) = exp(x(b, i, h, c) - most);
+          total += x(b, i, h, c);
+        }
+        for (index_t c = 0; c < x.extent(3); ++c) x(b, i, h, c) /= total;
+      }
+  return x;
+}
+
+/// Two recurrences with a softmax over slots between them; `with` says what the calls have besides the gates.
+template <class T>
+tensor<T, 4> slot_attention(tensor<T, 4> const& q, tensor<T, 4> const& k, tensor<T, 4> const& v,
+                            tensor<T, 4> const& strength, tensor<T, 4> const& log_gate,
+                            recurrence_parts<T> const& with, bool by_pairs,
+                            tensor<T, 4> const& keys = {}, tensor<T, 4> const& values = {}) {
+  auto const run = [&](auto const&... x) {
+    return by_pairs ? gated_recurrence_by_pairs(x...) : gated_recurrence(x...);
+  };
+  recurrence_parts<T> first = with, second = with;
+  first.log_value_gate = second.log_gate = log_gate;
+  first.initial = keys;
+  second.initial = values;
+  second.scale = T(1);
+  return run(softmax_rows(run(q, k, strength, first)), strength, v, second);
+}
+
+/// e^(c_t - z_t) and z_(t-1) - z_t for the running logarithm z of the sum of e^c; the first gate closes.
+template <class T>
+std::pair<tensor<T, 4>, tensor<T, 4>> running_shares(tensor<T, 4> const& c,
+                                                     std::vector<index_t> const& bounds) {
+  using std::exp;
+  tensor<T, 4> const z = running_log_total(c, bounds);
+  std::pair all(c, c);
+  for (auto const& s : sequences_of(c.extent(0), c.extent(1), bounds))
+    for (index_t t = s.first; t < s.last; ++t)
+      for (index_t h = 0; h < c.extent(2); ++h)
+        for (index_t n = 0; n < c.extent(3); ++n) {
+          all.first(s.batch, t, h, n) = exp(c(s.batch, t, h, n) - z(s.batch, t, h, n));
+          // There is nothing yet to forget.
+          all.second(s.batch, t, h, n) =
+              t == s.first ? T(0) : z(s.batch, t - 1, h, n) - z(s.batch, t, h, n);
+        }
+  return all;
+}
+
+/// Attention over rows: softmax(scale q k^T) v with the heads of k and v shared.
+template <class T>
+tensor<T, 4> dense_attention(tensor<T, 4> const& q, tensor<T, 4> const& k, tensor<T, 4> const& v,
+                             double scale) {
+  index_t const H = q.extent(2);
+  tensor<T, 4> scores({q.extent(0), q.extent(1), H, k.extent(1)});
+  for (index_t b = 0; b < q.extent(0); ++b)
+    for (index_t i = 0; i < q.extent(1); ++i)
+      for (index_t h = 0; h < H; ++h)
+        for (index_t j = 0; j < k.extent(1); ++j)
+          for (index_t d = 0; d < q.extent(3); ++d)
+            scores(b, i, h, j) += T(scale) * q(b, i, h, d) * k(b, j, h * k.extent(2) / H, d);
+  scores = softmax_rows(scores);
+  tensor<T, 4> out({q.extent(0), q.extent(1), H, v.extent(3)});
+  for (index_t b = 0; b < q.extent(0); ++b)
+    for (index_t i = 0; i < q.extent(1); ++i)
+      for (index_t h = 0; h < H; ++h)
+        for (index_t e = 0; e < v.extent(3); ++e)
+          for (index_t j = 0; j < k.extent(1); ++j)
+            out(b, i, h, e) += scores(b, i, h, j) * v(b, j, h * v.extent(2) / H, e);
+  return out;
+}
+
+/// sum_j weights(j, slot) x(j): [batch, slot, heads, dim].
+template <class T>
+tensor<T, 4> into_slots(tensor<T, 4> const& weights, tensor<T, 4> const& x) {
+  index_t const H = std::max(weights.extent(2), x.extent(2));
+  tensor<T, 4> slots({x.extent(0), weights.extent(3), H, x.extent(3)});
+  for (index_t b = 0; b < x.extent(0); ++b)
+    for (index_t j = 0; j < x.extent(1); ++j)
+      for (index_t h = 0; h < H; ++h)
+        for (index_t m = 0; m < weights.extent(3); ++m)
+          for (index_t d = 0; d < x.extent(3); ++d)
+            slots(b, m, h, d) +=
+                weights(b, j, h * weights.extent(2) / H, m) * x(b, j, h * x.extent(2) / H, d);
+  return slots;
+}
+
 }  // namespace reference
