@@ -61,6 +61,9 @@ struct recurrence_gradients {
   tensor<T, 4> log_key_gate, log_value_gate;
   tensor<T, 3> rate;
   tensor<T, 4> initial;
+  /// The gradient of a log gate is also the sum over all later tokens of phi(q) . dphi(q) - phi(k) . dphi(k), and that of a
+  /// value's of o do - v dv: the largest of these products, for one gate, for those of features and of channels.
+  T gate_terms = 0, key_gate_terms = 0, value_gate_terms = 0;
 };
 
 /// (1 - e^(-rate size)) / size and its derivatives by rate and by size.
@@ -69,16 +72,17 @@ struct exact_rate {
   T value, by_rate, by_size;
 
   exact_rate(T rate, T size) {
+    using std::exp, std::expm1;
     T const x = rate * size;
-    by_rate = std::exp(-x);
+    by_rate = exp(-x);
     if (x < T(1e-3)) {
       // The series, as long as it is more exact than the formula.
       value = rate * (1 - x / 2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5 * (1 - x / 6)))));
       by_size = -rate * rate / 2 *
                 (1 - x * 2 / 3 * (1 - x * 3 / 8 * (1 - x * 4 / 15 * (1 - x * 5 / 24))));
     } else {
-      value = -std::expm1(-x) / size;
-      by_size = (x * by_rate + std::expm1(-x)) / (size * size);
+      value = -expm1(-x) / size;
+      by_size = (x * by_rate + expm1(-x)) / (size * size);
     }
   }
 };
@@ -444,7 +448,8 @@ struct recurrence {
   }
   template <class T>
   static std::vector<T> exp_of(std::vector<T> logs) {
-    for (T& each : logs) each = std::exp(each);
+    using std::exp;
+    for (T& each : logs) each = exp(each);
     return logs;
   }
   template <class T>
@@ -526,6 +531,10 @@ struct recurrence {
         dfeatures[static_cast<std::size_t>(f)] += state[n] * dsums[static_cast<std::size_t>(c)];
         later[n] += query[static_cast<std::size_t>(f)] * dsums[static_cast<std::size_t>(c)];
       });
+      note_terms(query, dfeatures, d);
+      std::vector<T> const sums = product(at, query, state);
+      for (std::size_t c = 0; c < sums.size(); ++c)
+        d.value_gate_terms = std::max(d.value_gate_terms, std::abs(sums[c] * dsums[c]));
       feature_place const place = query_place(x, at, r);
       std::vector<T> dquery = map.gradient(place, scaled_query(x, at, r), dfeatures);
       for (T& each : dquery) each *= static_cast<T>(scale);
@@ -567,6 +576,9 @@ struct recurrence {
       }
       d.rate(at.batch, i, h) += drate;
     }
+    note_terms(by.key, dkey, d);
+    for (std::size_t c = 0; c < dvalue.size(); ++c)
+      d.value_gate_terms = std::max(d.value_gate_terms, std::abs(by.value[c] * dvalue[c]));
     feature_place const place = key_place(x, at, t);
     add(map.gradient(place, vector_at(x.key, at.batch, i, place.head), dkey), d.key, at.batch, i,
         place.head);
@@ -586,6 +598,14 @@ struct recurrence {
     if (x.log_value_gate.extent(2) > 0)
       add(dcolumns, d.log_value_gate, at.batch, i, head_of(at, x.log_value_gate.extent(2)));
     decay(at, by, later);
+  }
+
+  template <class T>
+  static void note_terms(std::vector<T> const& phi, std::vector<T> const& dphi,
+                         recurrence_gradients<T>& d) {
+    d.gate_terms = std::max(d.gate_terms, std::abs(dot(phi, dphi)));
+    for (std::size_t f = 0; f < phi.size(); ++f)
+      d.key_gate_terms = std::max(d.key_gate_terms, std::abs(phi[f] * dphi[f]));
   }
 
   /// Adds as much of a row as the tensor holds.

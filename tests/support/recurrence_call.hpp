@@ -26,14 +26,15 @@ struct test_features {
   index_t count(index_t dim) const { return kind == waves ? 2 * dim : dim; }
   template <class T>
   std::vector<T> features(reference::feature_place const& at, std::vector<T> const& x) const {
+    using std::exp, std::sin;
     std::vector<T> phi;
     for (T each : x)
-      phi.push_back(kind == waves          ? std::sin(each + shift<T>(at))
+      phi.push_back(kind == waves          ? sin(each + T(shift(at)))
                     : kind == relu_squared ? std::max(each, T(0)) * std::max(each, T(0))
-                    : each > 0             ? each + 1
-                                           : std::exp(each));
+                    : each > T(0)          ? each + T(1)
+                                           : exp(each));
     if (kind == waves)
-      for (T each : x) phi.push_back(each * std::cos(shift<T>(at)));
+      for (T each : x) phi.push_back(each * T(std::cos(shift(at))));
     return phi;
   }
   template <class T>
@@ -41,8 +42,8 @@ struct test_features {
                           std::vector<T> const& dphi) const {
     std::vector<T> dx;
     for (std::size_t d = 0; d < x.size(); ++d)
-      dx.push_back(kind == waves ? dphi[d] * std::cos(x[d] + shift<T>(at)) +
-                                       dphi[d + x.size()] * std::cos(shift<T>(at))
+      dx.push_back(kind == waves ? dphi[d] * std::cos(x[d] + T(shift(at))) +
+                                       dphi[d + x.size()] * T(std::cos(shift(at)))
                    : kind == relu_squared ? dphi[d] * 2 * std::max(x[d], T(0))
                                           : dphi[d] * (x[d] > 0 ? T(1) : std::exp(x[d])));
     return dx;
@@ -68,12 +69,10 @@ struct test_features {
   }
 
  private:
-  /// What tells places apart.
-  template <class T>
-  static T shift(reference::feature_place const& at) {
-    return static_cast<T>(0.125 * static_cast<double>(at.position % 16) +
-                          static_cast<double>(at.head % 4) + 0.5 * static_cast<double>(at.batch) +
-                          (at.of_query ? 0.25 : 0));
+  /// What tells places apart: a number that every type holds exactly.
+  static float shift(reference::feature_place const& at) {
+    return 0.125f * static_cast<float>(at.position % 16) + static_cast<float>(at.head % 4) +
+           0.5f * static_cast<float>(at.batch) + (at.of_query ? 0.25f : 0);
   }
   template <class T>
   static reference::feature_place place(heed::side of, heed::feature_rows<T> const& x, index_t r) {

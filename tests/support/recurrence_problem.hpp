@@ -5,6 +5,7 @@
 #pragma once
 
 #include "reference/recurrence.hpp"
+#include "reference/traced.hpp"
 #include "support/error_rule.hpp"
 #include "support/guarded.hpp"
 #include "support/random.hpp"
@@ -157,26 +158,18 @@ class recurrence_problem {
     remember();
     call().forward();
     call().backward();
-    auto const exact = backward_of<golden>(definition.forward(operands<golden>()).out);
+    auto const exact = backward_of(operands<golden>(), definition.forward(operands<golden>()).out);
     // The definition in the same precision, with the result as it is stored.
-    auto const naive = backward_of<compute>(out.template values<compute>());
-    auto const differ = [&](char const* name, auto const& got, auto member) {
-      using stored = typename std::decay_t<decltype(got)>::value_type;
-      return got.view().data() == nullptr
-                 ? std::string()
-                 : two_times_rule(name, got.template values<golden>(), member(exact),
-                                  std::vector{member(naive)}, epsilon<stored>());
-    };
-    return with_shape(
-        differ("dquery", dquery, [](auto const& d) { return d.query; }) +
-        differ("dkey", dkey, [](auto const& d) { return d.key; }) +
-        differ("dvalue", dvalue, [](auto const& d) { return d.value; }) +
-        differ("dlog_gate", dlog_gate, [](auto const& d) { return d.log_gate; }) +
-        differ("dlog_key_gate", dlog_key_gate, [](auto const& d) { return d.log_key_gate; }) +
-        differ("dlog_value_gate", dlog_value_gate, [](auto const& d) { return d.log_value_gate; }) +
-        differ("drate", drate, [](auto const& d) { return d.rate; }) +
-        differ("dinitial", dinitial, [](auto const& d) { return d.initial; }) +
-        complain_about_memory());
+    auto const x = operands<compute>();
+    std::vector naive{backward_of(x, out.template values<compute>())};
+    std::string complaint = compare_backward(exact, naive);
+    if (!complaint.empty() && solves()) {
+      auto const moved = rounded_otherwise();
+      naive.push_back(backward_of(moved, definition.forward(moved).out));
+      naive.push_back(chunked_backward(x));
+      complaint = compare_backward(exact, naive);
+    }
+    return with_shape(complaint + complain_about_memory());
   }
 
   /// Token by token. The limits have asked for steps.
@@ -334,8 +327,7 @@ class recurrence_problem {
     state_heads_ = divisor_of(H);
     // The solution of a chunk's triangular system is as exact as spec 14 says where keys differ: not in few dimensions,
     // where they are all alike, nor in long chunks. There is a test of such keys by themselves.
-    bool const solves = definition.rule != reference::update_rule::additive;
-    D = solves ? std::max<index_t>(dim(), 8) : dim();
+    D = solves() ? std::max<index_t>(dim(), 8) : dim();
     E = draw.one_in(2) ? D : dim();
     if (definition.map.map && definition.map.map->kind == test_features::waves)
       D = std::min<index_t>(D, 20);
@@ -357,7 +349,7 @@ class recurrence_problem {
           draw.one_in(2) && M == N ? definition.query_offsets : offsets(count, M);
     }
     chunk = draw.one_in(2) ? 0 : draw.one_of(std::array<index_t, 7>{1, 3, 8, 16, 31, 64, 200});
-    if (solves) chunk = std::min<index_t>(chunk, 64);
+    if (solves()) chunk = std::min<index_t>(chunk, 64);
   }
   index_t divisor_of(index_t heads) {
     index_t divisor = draw.between(1, heads);
@@ -456,20 +448,91 @@ class recurrence_problem {
   }
 
   template <class T>
-  reference::recurrence_gradients<T> backward_of(reference::tensor<T, 4> const& of_out) const {
-    return definition.backward(operands<T>(), of_out, dout.template values<T>(),
-                               dfinal.template values<T>());
+  reference::recurrence_gradients<T> backward_of(reference::recurrence_operands<T> const& x,
+                                                 reference::tensor<T, 4> const& of_out) const {
+    return definition.backward(x, of_out, dout.template values<T>(), dfinal.template values<T>());
   }
+
+  /// The gradients of the definition in chunks.
+  reference::recurrence_gradients<compute> chunked_backward(
+      reference::recurrence_operands<compute> const& x) const {
+    auto const joined = []<class T>(reference::tensor<T, 3> const& numbers) {
+      reference::tensor<T, 4> all({numbers.extent(0), numbers.extent(1), numbers.extent(2), 1});
+      all.values = numbers.values;
+      return all;
+    };
+    auto const split = []<class T>(reference::tensor<T, 4> const& all) {
+      reference::tensor<T, 3> numbers({all.extent(0), all.extent(1), all.extent(2)});
+      numbers.values = all.values;
+      return numbers;
+    };
+    auto const d = reference::gradients_of(
+        [&]<class T>(reference::tensors<T> const& in) {
+          auto const result = definition.chunked(
+              reference::recurrence_operands<T>{in[0], in[1], in[2], split(in[3]), in[4], in[5],
+                                                split(in[6]), in[7]},
+              chunk_or_usual());
+          return reference::tensors<T>{result.out, result.state};
+        },
+        reference::tensors<compute>{x.query, x.key, x.value, joined(x.log_gate), x.log_key_gate,
+                                    x.log_value_gate, joined(x.rate), x.initial},
+        reference::tensors<compute>{
+            dout.template values<compute>(),
+            states_ ? dfinal.template values<compute>()
+                    : reference::tensor<compute, 4>(definition.forward(x).state.extents)});
+    return {d[0], d[1], d[2], split(d[3]), d[4], d[5], split(d[6]), d[7]};
+  }
+  index_t chunk_or_usual() const { return chunk > 0 ? chunk : 64; }
+
+  template <class Exact, class Naive>
+  std::string compare_backward(Exact const& exact, std::vector<Naive> const& naive) const {
+    auto const differ = [&](char const* name, auto const& got, auto member, golden least = 0) {
+      using stored = typename std::decay_t<decltype(got)>::value_type;
+      if (got.view().data() == nullptr) return std::string();
+      std::vector<std::decay_t<decltype(member(naive[0]))>> in_each_way;
+      for (auto const& each : naive) in_each_way.push_back(member(each));
+      return two_times_rule(name, got.template values<golden>(), member(exact), in_each_way,
+                            epsilon<stored>(), static_cast<double>(least));
+    };
+    // What fades is as exact as e^x is: in proportion to what it was. And where a gate is one of many, its gradient is a
+    // difference of sums (spec 1).
+    golden unfaded = 0;
+    if (kind_ != 0)
+      for (golden each : exact.value.values) unfaded = std::max(unfaded, std::abs(each));
+    return differ("dquery", dquery, [](auto const& d) { return d.query; }) +
+           differ("dkey", dkey, [](auto const& d) { return d.key; }) +
+           differ("dvalue", dvalue, [](auto const& d) { return d.value; }) +
+           differ(
+               "dlog_gate", dlog_gate, [](auto const& d) { return d.log_gate; }, exact.gate_terms) +
+           differ(
+               "dlog_key_gate", dlog_key_gate, [](auto const& d) { return d.log_key_gate; },
+               exact.key_gate_terms) +
+           differ(
+               "dlog_value_gate", dlog_value_gate, [](auto const& d) { return d.log_value_gate; },
+               exact.value_gate_terms) +
+           differ("drate", drate, [](auto const& d) { return d.rate; }) +
+           differ(
+               "dinitial", dinitial, [](auto const& d) { return d.initial; }, unfaded);
+  }
+
+  /// Whether what is written is the solution of triangular systems.
+  bool solves() const { return definition.rule != reference::update_rule::additive; }
 
   std::string compare_forward() const {
     auto const exact = definition.forward(operands<golden>());
     std::vector naive{definition.forward(operands<compute>())};
+    std::string complaint = compare_forward(exact, naive);
     // A delta rule erases the errors of a state at every token, or at every chunk; what is left of them is little, and
-    // a matter of luck: the definition is also taken of inputs that were rounded otherwise.
-    if (definition.rule != reference::update_rule::additive) {
-      naive.push_back(definition.chunked(operands<compute>(), chunk > 0 ? chunk : 64));
+    // a matter of luck: the definition is also taken in chunks, and of inputs that were rounded otherwise.
+    if (!complaint.empty() && solves()) {
+      naive.push_back(definition.chunked(operands<compute>(), chunk_or_usual()));
       naive.push_back(definition.forward(rounded_otherwise()));
+      complaint = compare_forward(exact, naive);
     }
+    return complaint;
+  }
+  template <class Exact, class Naive>
+  std::string compare_forward(Exact const& exact, std::vector<Naive> const& naive) const {
     std::vector<reference::tensor<compute, 4>> out_naive, state_naive;
     for (auto const& each : naive) {
       out_naive.push_back(each.out);
