@@ -1,12 +1,15 @@
 #include "reference/memories.hpp"
 #include "support/error_rule.hpp"
+#include "support/tensors.hpp"
 
+#include <heed/linear.hpp>
 #include <heed/mechanism/memora.hpp>
 #include <heed/mechanism/moneta.hpp>
 #include <heed/mechanism/yaad.hpp>
 
 #include <array>
 #include <limits>
+#include <thread>
 
 // Moneta, Yaad and Memora against their definition.
 
@@ -20,6 +23,17 @@ using support::guarded;
 using support::seed_t;
 
 namespace {
+
+/// Runs everything on threads of its own, in an order that is chance.
+struct threads {
+  index_t concurrency() const { return 3; }
+  template <class F>
+  void run(index_t n, F f) const {
+    std::vector<std::thread> all;
+    for (index_t i = 0; i < n; ++i) all.emplace_back([=] { f(i); });
+    for (auto& each : all) each.join();
+  }
+};
 
 enum class kind { moneta, yaad, memora };
 
@@ -198,27 +212,37 @@ struct miras_problem {
   static constexpr std::array orders{reference::summed::forwards, reference::summed::backwards,
                                      reference::summed::in_pairs,
                                      reference::summed::from_chunk_start};
-  template <class U>
-  tensors<U> defined(reference::summed order = {}) const {
-    return reference::memorise(inputs<U>(), sequences(), definition, order);
+  /// Inputs that were rounded otherwise, where errors that cancel by luck do not.
+  tensors<compute> rounded_otherwise() const {
+    tensors<compute> all = inputs<compute>();
+    support::random up(1);
+    for (auto& each : all)
+      for (compute& x : each.values)
+        x *= 1 + (up.one_in(2) ? 1 : -1) * std::numeric_limits<compute>::epsilon();
+    return all;
   }
   template <class U>
-  tensors<U> defined_gradients(reference::summed order = {}) const {
+  tensors<U> defined(tensors<U> const& of, reference::summed order = {}) const {
+    return reference::memorise(of, sequences(), definition, order);
+  }
+  template <class U>
+  tensors<U> defined_gradients(tensors<U> const& of, reference::summed order = {}) const {
     return reference::gradients_of<U>(
         [&](auto const& given) {
           return reference::memorise(given, sequences(), definition, order);
         },
-        inputs<U>(), tensors<U>{dout.template values<U>(), dfinal.template values<U>()});
+        of, tensors<U>{dout.template values<U>(), dfinal.template values<U>()});
   }
 
   std::string compare_forward() {
-    auto const exact = defined<golden>();
+    auto const exact = defined(inputs<golden>());
     std::vector<tensor<compute, 4>> naive_out, naive_final;
-    for (auto order : orders) {
-      auto const naive = defined<compute>(order);
+    auto const add = [&](tensors<compute> const& naive) {
       naive_out.push_back(naive[0]);
       naive_final.push_back(naive[1]);
-    }
+    };
+    add(defined(rounded_otherwise()));
+    for (auto order : orders) add(defined(inputs<compute>(), order));
     return support::two_times_rule("out", out.template values<golden>(), exact[0], naive_out,
                                    support::epsilon<T>()) +
            support::two_times_rule("final", final.template values<golden>(), exact[1], naive_final,
@@ -228,9 +252,9 @@ struct miras_problem {
            (initial.untouched() ? "" : "the initial state was written\n");
   }
   std::string compare_backward() {
-    auto const exact = defined_gradients<golden>();
-    std::vector<tensors<compute>> naive;
-    for (auto order : orders) naive.push_back(defined_gradients<compute>(order));
+    auto const exact = defined_gradients(inputs<golden>());
+    std::vector<tensors<compute>> naive{defined_gradients(rounded_otherwise())};
+    for (auto order : orders) naive.push_back(defined_gradients(inputs<compute>(), order));
     auto const rule = [&](char const* name, auto const& got, std::size_t n) {
       std::vector<tensor<compute, 4>> all;
       for (auto const& each : naive) all.push_back(each[n]);
@@ -257,23 +281,16 @@ struct miras_problem {
   }
 };
 
-// Some gradients are single numbers, sums of a few terms of both signs that nearly cancel: there the definition's own
-// rounding is at times a fraction of that of its terms. One problem in some hundred of them.
-constexpr int forward_waivers = 1, backward_waivers = 3;
-
 template <class T>
 void check_forward(char const* name, kind what) {
-  for_each_seed(
-      name, 300,
-      [&](seed_t seed) {
-        miras_problem<T> p(what, seed);
-        p.forward();
-        return p.with_shape(p.compare_forward());
-      },
-      forward_waivers);
+  for_each_seed(name, 300, [&](seed_t seed) {
+    miras_problem<T> p(what, seed);
+    p.forward();
+    return p.with_shape(p.compare_forward());
+  });
 }
 template <class T>
-void check_backward(char const* name, kind what) {
+void check_backward(char const* name, kind what, int waived = 0) {
   for_each_seed(
       name, 150,
       [&](seed_t seed) {
@@ -281,7 +298,7 @@ void check_backward(char const* name, kind what) {
         p.backward();
         return p.with_shape(p.compare_backward());
       },
-      backward_waivers);
+      waived);
 }
 
 }  // namespace
@@ -302,7 +319,8 @@ TEMPLATE_TEST_CASE("yaad: the gradient", "[mechanism][miras]", double, float) {
   check_backward<TestType>("yaad backward", kind::yaad);
 }
 TEMPLATE_TEST_CASE("memora: the gradient", "[mechanism][miras]", double, float) {
-  check_backward<TestType>("memora backward", kind::memora);
+  // The gradient of a retention is the sum of D E terms that cancel; the definition's own is once nearly exact by luck.
+  check_backward<TestType>("memora backward", kind::memora, std::is_same_v<TestType, double>);
 }
 
 namespace {
@@ -371,4 +389,250 @@ TEST_CASE("miras: steps of any size are the whole", "[mechanism][miras]") {
       }
       return "";
     });
+}
+
+namespace {
+
+/// Plain float tensors of a call with as many rows as keys.
+struct plain_call {
+  support::random draw{7};
+  index_t B = 2, N, H = 2, D, E;
+  guarded<double, 4> query, key, value, out, other, state, rate;
+  guarded<double, 3> retention, threshold, log_gate, beta;
+
+  plain_call(index_t n, index_t d, index_t e) : N(n), D(d), E(e) {
+    auto const normal = [&](index_t dim, double spread) {
+      return support::normal<double>(draw, {B, N, H, dim}, spread);
+    };
+    query = normal(D, 1);
+    key = normal(D, 0.5 / std::sqrt(static_cast<double>(D)));
+    value = normal(E, 1);
+    out = normal(E, 1);
+    other = normal(E, 1);
+    state = support::normal<double>(draw, {B, H, D, E}, 0.2);
+    rate = uniform<4>({B, N, H, 1}, 0, 1);
+    retention = uniform<3>({B, N, H}, 0.5, 1);
+    threshold = uniform<3>({B, N, H}, 0, 1);
+    log_gate = uniform<3>({B, N, H}, 0, 1);
+    beta = uniform<3>({B, N, H}, 0, 1);
+  }
+  template <int Rank>
+  guarded<double, Rank> uniform(support::extents_of<Rank> const& extents, double low, double high) {
+    auto all = support::blank<double, Rank>(extents);
+    all.fill([&](auto const&) { return draw.uniform(low, high); });
+    return all;
+  }
+  heed::miras_gates<double> gates() { return {retention.view(), rate.view()}; }
+
+  /// The gated delta rule with rates factor eta / alpha, values alpha v and gates log alpha.
+  tensor<double, 4> delta_rule(double factor) {
+    auto scaled = support::blank<double, 4>(value.extents());
+    for (index_t b = 0; b < B; ++b)
+      for (index_t i = 0; i < N; ++i)
+        for (index_t h = 0; h < H; ++h) {
+          double const alpha = retention.view()(b, i, h);
+          beta.view()(b, i, h) = factor * rate.view()(b, i, h, 0) / alpha;
+          log_gate.view()(b, i, h) = std::log(alpha);
+          for (index_t e = 0; e < E; ++e)
+            scaled.view()(b, i, h, e) = alpha * value.view()(b, i, h, e);
+        }
+    heed::linear_attention(query.view(), key.view(), scaled.view(), other.view(),
+                           heed::decay(log_gate.view()), heed::delta(beta.view()),
+                           heed::initial_state(state.view()));
+    return other.values<double>();
+  }
+  double difference_to(tensor<double, 4> const& expected) {
+    return support::difference(out.values<double>(), expected);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("miras: what is the gated delta rule", "[mechanism][miras]") {
+  plain_call c(37, 9, 11);
+  heed::initial_state const start(c.state.view());
+  heed::moneta(c.query.view(), c.key.view(), c.value.view(), c.out.view(), c.gates(),
+               {.p = 2, .q = 2}, start);
+  CHECK(c.difference_to(c.delta_rule(2)) < 1e-12);
+
+  c.threshold.fill([](auto const&) { return std::numeric_limits<double>::infinity(); });
+  for (auto const beyond :
+       {heed::yaad_beyond::sign, heed::yaad_beyond::unit, heed::yaad_beyond::each}) {
+    heed::yaad(c.query.view(), c.key.view(), c.value.view(), c.out.view(), c.gates(),
+               heed::yaad_threshold(c.threshold.view()), {.beyond = beyond}, start);
+    CHECK(c.difference_to(c.delta_rule(1)) < 1e-12);
+  }
+}
+
+TEST_CASE("yaad: thresholds", "[mechanism][miras]") {
+  // A first token and no state: e = -v.
+  plain_call c(1, 2, 3);
+  auto const run = [&](heed::yaad_beyond beyond) {
+    for (index_t e = 0; e < 3; ++e) c.value.view()(0, 0, 0, e) = e == 0 ? 3 : e == 1 ? -4 : 0;
+    c.threshold.fill([](auto const&) { return 2.0; });
+    c.rate.fill([](auto const&) { return 1.0; });
+    c.query.fill([](auto const& at) { return at[3] == 0 ? 1.0 : 0.0; });
+    c.key.fill([](auto const& at) { return at[3] == 0 ? 1.0 : 0.0; });
+    heed::yaad(c.query.view(), c.key.view(), c.value.view(), c.out.view(), c.gates(),
+               heed::yaad_threshold(c.threshold.view()), {.beyond = beyond});
+    return std::array{c.out.view()(0, 0, 0, 0), c.out.view()(0, 0, 0, 1), c.out.view()(0, 0, 0, 2)};
+  };
+  CHECK(run(heed::yaad_beyond::sign) == std::array{2.0, -2.0, 0.0});
+  auto const unit = run(heed::yaad_beyond::unit);
+  CHECK(unit[0] == Approx(1.2));
+  CHECK(unit[1] == Approx(-1.6));
+  CHECK(unit[2] == 0);
+  CHECK(run(heed::yaad_beyond::each) == std::array{2.0, -2.0, 0.0});
+  c.value.view()(0, 0, 0, 0) = 1;
+  heed::yaad(c.query.view(), c.key.view(), c.value.view(), c.out.view(), c.gates(),
+             heed::yaad_threshold(c.threshold.view()), {.beyond = heed::yaad_beyond::each});
+  CHECK(c.out.view()(0, 0, 0, 0) == 1);
+}
+
+TEST_CASE("memora: positive entries of a fixed sum, and the form of logarithms",
+          "[mechanism][miras]") {
+  plain_call c(9, 4, 5);
+  auto last = support::blank<double, 4>(c.state.extents());
+  for (bool const each_channel : {false, true}) {
+    heed::memora(c.query.view(), c.key.view(), c.value.view(), c.out.view(), c.gates(),
+                 {.total = 3, .each_channel = each_channel}, heed::initial_state(c.state.view()),
+                 heed::final_state{last.view()});
+    // W <- total Softmax(alpha log W - eta k e^T), kept as weights.
+    double largest = 0;
+    for (index_t b = 0; b < c.B; ++b)
+      for (index_t h = 0; h < c.H; ++h) {
+        double w[4][5];
+        auto const normalise = [&] {
+          for (index_t first = 0; first < (each_channel ? 5 : 1); ++first) {
+            double sum = 0;
+            for (index_t d = 0; d < 4; ++d)
+              for (index_t e = 0; e < 5; ++e)
+                if (!each_channel || e == first) sum += w[d][e];
+            for (index_t d = 0; d < 4; ++d)
+              for (index_t e = 0; e < 5; ++e)
+                if (!each_channel || e == first) w[d][e] *= 3 / sum;
+          }
+        };
+        for (index_t d = 0; d < 4; ++d)
+          for (index_t e = 0; e < 5; ++e) w[d][e] = std::exp(c.state.view()(b, h, d, e));
+        normalise();
+        for (index_t t = 0; t < c.N; ++t) {
+          double error[5];
+          for (index_t e = 0; e < 5; ++e) {
+            error[e] = -c.value.view()(b, t, h, e);
+            for (index_t d = 0; d < 4; ++d) error[e] += w[d][e] * c.key.view()(b, t, h, d);
+          }
+          for (index_t d = 0; d < 4; ++d)
+            for (index_t e = 0; e < 5; ++e)
+              w[d][e] = std::exp(c.retention.view()(b, t, h) * std::log(w[d][e]) -
+                                 c.rate.view()(b, t, h, 0) * error[e] * c.key.view()(b, t, h, d));
+          normalise();
+          double sum = 0;
+          for (index_t e = 0; e < 5; ++e) {
+            double read = 0;
+            for (index_t d = 0; d < 4; ++d) {
+              read += w[d][e] * c.query.view()(b, t, h, d);
+              sum += w[d][e];
+              CHECK(w[d][e] > 0);
+            }
+            largest = std::max(largest, std::abs(read - c.out.view()(b, t, h, e)));
+          }
+          CHECK(sum == Approx(each_channel ? 15.0 : 3.0));
+        }
+      }
+    CHECK(largest < 1e-12);
+  }
+}
+
+TEST_CASE("miras: hazards", "[mechanism][miras]") {
+  plain_call c(6, 3, 4);
+  // Moneta begins at 0, where its norm is 0; keys of 0 keep it there.
+  c.key.fill([](auto const& at) { return at[1] < 3 ? 0.0 : 0.5; });
+  heed::moneta(c.query.view(), c.key.view(), c.value.view(), c.out.view(), c.gates(), {});
+  for (index_t t = 0; t < 3; ++t) CHECK(c.out.view()(0, t, 0, 0) == 0);
+  for (double x : c.out.values<double>().values) CHECK(std::isfinite(x));
+
+  // Numbers whose fourth powers leave the range of float, either way.
+  for (float const size : {1e-12f, 1e12f}) {
+    auto const one = [](index_t dim) { return support::extents_of<4>{1, 1, 1, dim}; };
+    auto x = support::blank<float, 4>(one(2)), k = support::blank<float, 4>(one(2)),
+         v = support::blank<float, 4>(one(2)), o = support::blank<float, 4>(one(2)),
+         state = support::blank<float, 4>({1, 1, 2, 2}), zero = support::blank<float, 4>(one(1));
+    auto kept = support::blank<float, 3>({1, 1, 1});
+    x.fill([](auto const&) { return 1.0f; });
+    k.fill([](auto const&) { return 0.0f; });
+    v.fill([](auto const&) { return 0.0f; });
+    zero.fill([](auto const&) { return 0.0f; });
+    kept.fill([](auto const&) { return 1.0f; });
+    state.fill([&](auto const&) { return size; });
+    heed::moneta(x.view(), k.view(), v.view(), o.view(),
+                 heed::miras_gates<float>(kept.view(), zero.view()), {},
+                 heed::initial_state(state.view()));
+    // |A|_4 = 4^(1/4) size, so that W = 1 / (2 size).
+    CHECK(o.view()(0, 0, 0, 0) == Approx(1 / size));
+  }
+
+  // Memora's logits far below 0, and far apart.
+  for (double const logit : {-2000.0, 2000.0}) {
+    c.state.fill([&](auto const& at) { return at[2] == 0 ? logit : logit - 1000; });
+    heed::memora(c.query.view(), c.key.view(), c.value.view(), c.out.view(), c.gates(), {},
+                 heed::initial_state(c.state.view()));
+    for (double x : c.out.values<double>().values) CHECK(std::isfinite(x));
+  }
+}
+
+TEST_CASE("miras: errors", "[mechanism][miras]") {
+  plain_call c(6, 3, 4);
+  auto const before = c.out.values<double>();
+  auto const run = [&](heed::miras_gates<double> const& gates, heed::moneta_options const& options,
+                       auto const&... all) {
+    heed::moneta(c.query.view(), c.key.view(), c.value.view(), c.out.view(), gates, options,
+                 all...);
+  };
+  CHECK_THROWS_WITH(run(c.gates(), {.p = 0.5}),
+                    "heed: moneta has p = 0.500000 and q = 4.000000; expected both at least 1");
+  CHECK_THROWS_WITH(run(c.gates(), {.chunk = 0}),
+                    "heed: a memory has chunks of 0 tokens; expected at least 1");
+  auto const three = support::blank<double, 3>({2, 5, 2});
+  CHECK_THROWS_WITH(run(heed::miras_gates<double>(three.view(), c.rate.view()), {}),
+                    "heed: retention has shape [2, 5, 2, 1]; expected [2, 6, 2, 1]");
+  auto const state = support::blank<double, 4>({2, 2, 4, 3});
+  CHECK_THROWS_WITH(run(c.gates(), {}, heed::initial_state(state.view())),
+                    "heed: initial_state has shape [2, 2, 4, 3]; expected [2, 2, 3, 4]");
+  c.retention.view()(1, 4, 0) = 1.5;
+  CHECK_THROWS_WITH(run(c.gates(), {}),
+                    "heed: retention holds 1.500000 at [1, 4, 0, 0]; expected numbers from 0 to 1");
+  c.retention.view()(1, 4, 0) = 0.5;
+  c.rate.view()(1, 4, 0, 0) = std::numeric_limits<double>::quiet_NaN();
+  CHECK_THROWS_WITH(run(c.gates(), {}),
+                    Catch::Matchers::StartsWith("heed: rate holds nan at [1, 4, 0, 0]"));
+  c.rate.view()(1, 4, 0, 0) = 0.5;
+  CHECK_THROWS_WITH(heed::memora(c.query.view(), c.key.view(), c.value.view(), c.out.view(),
+                                 c.gates(), {.total = 0}),
+                    "heed: memora has a total of 0.000000; expected above 0");
+  heed::miras_state<double> carried{c.state.view(), c.state.view(), 7};
+  CHECK_THROWS_WITH(heed::memora_step(c.query.view(), c.key.view(), c.value.view(), c.out.view(),
+                                      c.gates(), {.chunk = 4}, carried),
+                    "heed: state.absorbed is 7; expected 0 to 3, within a chunk");
+  CHECK(support::same_bits(c.out.values<double>(), before));
+}
+
+TEST_CASE("miras: the same bits on threads", "[mechanism][miras]") {
+  plain_call c(50, 8, 6);
+  threads const run_on;
+  heed::initial_state const start(c.state.view());
+  auto const twice = [&](auto const& call) {
+    call(heed::serial{});
+    auto const once = c.out.values<double>();
+    call(run_on);
+    CHECK(support::same_bits(once, c.out.values<double>()));
+  };
+  twice([&](auto const& where) {
+    heed::moneta(c.query.view(), c.key.view(), c.value.view(), c.out.view(), c.gates(), {}, start,
+                 where);
+  });
+  twice([&](auto const& where) {
+    heed::memora(c.query.view(), c.key.view(), c.value.view(), c.out.view(), c.gates(),
+                 {.chunk = 16}, start, where);
+  });
 }

@@ -1,6 +1,8 @@
 #include "reference/memories.hpp"
 #include "support/error_rule.hpp"
+#include "support/tensors.hpp"
 
+#include <heed/linear.hpp>
 #include <heed/mechanism/titans.hpp>
 
 #include <array>
@@ -192,24 +194,33 @@ struct titans_problem {
   static constexpr std::array orders{reference::summed::forwards, reference::summed::backwards,
                                      reference::summed::in_pairs,
                                      reference::summed::from_chunk_start};
-  template <class U>
-  tensors<U> defined(reference::summed order = {}) const {
-    return reference::titans(inputs<U>(), sequences(), chunk, order);
+  /// Inputs that were rounded otherwise, where errors that cancel by luck do not.
+  tensors<compute> rounded_otherwise() const {
+    tensors<compute> all = inputs<compute>();
+    support::random up(1);
+    for (auto& each : all)
+      for (compute& x : each.values)
+        x *= 1 + (up.one_in(2) ? 1 : -1) * std::numeric_limits<compute>::epsilon();
+    return all;
   }
   template <class U>
-  tensors<U> defined_gradients(reference::summed order = {}) const {
+  tensors<U> defined(tensors<U> const& of, reference::summed order = {}) const {
+    return reference::titans(of, sequences(), chunk, order);
+  }
+  template <class U>
+  tensors<U> defined_gradients(tensors<U> const& of, reference::summed order = {}) const {
     tensors<U> slopes{dout.template values<U>()};
     for (auto* each : {&dfinal_weights, &dfinal_moving})
       for (auto const& layer : *each) slopes.push_back(layer.template values<U>());
     return reference::gradients_of<U>(
-        [&](auto const& given) { return reference::titans(given, sequences(), chunk, order); },
-        inputs<U>(), slopes);
+        [&](auto const& given) { return reference::titans(given, sequences(), chunk, order); }, of,
+        slopes);
   }
 
   std::string compare_forward() {
-    auto const exact = defined<golden>();
-    std::vector<tensors<compute>> naive;
-    for (auto order : orders) naive.push_back(defined<compute>(order));
+    auto const exact = defined(inputs<golden>());
+    std::vector<tensors<compute>> naive{defined(rounded_otherwise())};
+    for (auto order : orders) naive.push_back(defined(inputs<compute>(), order));
     auto const naive_of = [&](std::size_t n) {
       std::vector<tensor<compute, 4>> all;
       for (auto const& each : naive) all.push_back(each[n]);
@@ -230,9 +241,9 @@ struct titans_problem {
     return complaint;
   }
   std::string compare_backward() {
-    auto const exact = defined_gradients<golden>();
-    std::vector<tensors<compute>> naive;
-    for (auto order : orders) naive.push_back(defined_gradients<compute>(order));
+    auto const exact = defined_gradients(inputs<golden>());
+    std::vector<tensors<compute>> naive{defined_gradients(rounded_otherwise())};
+    for (auto order : orders) naive.push_back(defined_gradients(inputs<compute>(), order));
     auto const naive_of = [&](std::size_t n) {
       std::vector<tensor<compute, 4>> all;
       for (auto const& each : naive) all.push_back(each[n]);
@@ -281,4 +292,182 @@ TEMPLATE_TEST_CASE("titans: the gradient", "[mechanism][titans]", double, float)
     p.backward();
     return p.compare_backward();
   });
+}
+
+TEST_CASE("titans: steps of any size are the whole", "[mechanism][titans]") {
+  for_each_seed("titans steps", 100, [](seed_t seed) -> std::string {
+    titans_problem<double> p(seed);
+    if (p.packed || p.N != p.M) return "";
+    p.forward();
+    auto const whole = p.out.values<double>();
+    std::vector<tensor<double, 4>> ends;
+    for (auto* each : {&p.final_weights, &p.final_moving})
+      for (auto& layer : *each) ends.push_back(layer.values<double>());
+    for (index_t tokens : {index_t{1}, index_t{3}, p.M + 1}) {
+      // Memories that are packed are worked on where they lie if their rows are whole registers.
+      std::vector<guarded<double, 4>> weights, moving, reference;
+      for (std::size_t l = 0; l < p.weights.size(); ++l) {
+        auto const packed = [&](guarded<double, 4> const& from) {
+          auto const values = from.values<double>();
+          auto copy = support::blank<double, 4>(from.extents());
+          std::size_t n = 0;
+          copy.fill([&](auto const&) { return values.values[n++]; });
+          return copy;
+        };
+        weights.push_back(packed(p.weights[l]));
+        moving.push_back(packed(p.moving[l]));
+        reference.push_back(packed(p.weights[l]));
+      }
+      using problem = titans_problem<double>;
+      heed::titans_state<double> state{{problem::layers(weights), problem::layers(moving)},
+                                       problem::layers(reference)};
+      for (index_t t = 0; t < p.M; t += tokens) {
+        index_t const count = std::min(tokens, p.M - t);
+        auto const cut = [&](auto const& view) { return view.slice(1, t, count); };
+        heed::titans_step(
+            cut(p.query.view()), cut(p.key.view()), cut(p.value.view()), cut(p.out.view()),
+            heed::titans_gates(cut(p.rate.view()), cut(p.momentum.view()), cut(p.forget.view())),
+            state, p.chunk);
+      }
+      double largest = support::difference(p.out.values<double>(), whole);
+      for (std::size_t l = 0; l < weights.size(); ++l) {
+        largest = std::max(largest, support::difference(weights[l].values<double>(), ends[l]));
+        largest = std::max(
+            largest, support::difference(moving[l].values<double>(), ends[l + weights.size()]));
+      }
+      if (!(largest < 1e-12)) return "steps are off by " + std::to_string(largest) + p.shape();
+    }
+    return "";
+  });
+}
+
+TEST_CASE("titans: what is the delta rule, and gated", "[mechanism][titans]") {
+  for_each_seed("titans as the delta rule", 40, [](seed_t seed) -> std::string {
+    titans_problem<double> p(seed, true);
+    if (p.packed) return "";
+    bool const gated = p.draw.one_in(2);
+    p.momentum.fill([](auto const&) { return 0.0; });
+    if (!gated) p.forget.fill([](auto const&) { return 0.0; });
+    auto rate = support::blank<double, 3>(p.rate.extents()),
+         log_gate = support::blank<double, 3>(p.rate.extents());
+    auto value = support::blank<double, 4>(p.value.extents()),
+         other = support::blank<double, 4>(p.out.extents());
+    value.fill([&](auto const& at) {
+      return p.value.view()(at[0], at[1], at[2], at[3]) *
+             (1 - p.forget.view()(at[0], at[1], at[2]));
+    });
+    rate.fill([&](auto const& at) {
+      return p.rate.view()(at[0], at[1], at[2]) / (1 - p.forget.view()(at[0], at[1], at[2]));
+    });
+    log_gate.fill(
+        [&](auto const& at) { return std::log1p(-p.forget.view()(at[0], at[1], at[2])); });
+    heed::titans(p.query.view(), p.key.view(), p.value.view(), p.out.view(), p.gates(),
+                 heed::titans_memory<double>(titans_problem<double>::layers(p.weights)), 1);
+    heed::initial_state const start(std::as_const(p.weights[0]).view());
+    if (gated)
+      heed::linear_attention(p.query.view(), p.key.view(), value.view(), other.view(),
+                             heed::delta(rate.view()), heed::decay(log_gate.view()), start);
+    else
+      heed::linear_attention(p.query.view(), p.key.view(), value.view(), other.view(),
+                             heed::delta(rate.view()), start);
+    double const off = support::difference(p.out.values<double>(), other.values<double>());
+    return off < 1e-12 ? "" : "off by " + std::to_string(off) + " " + p.shape();
+  });
+}
+
+TEST_CASE("titans: reading without learning", "[mechanism][titans]") {
+  titans_problem<double> p(5);
+  auto const key = p.key.view().slice(1, 0, 0);
+  auto const none = p.rate.view().slice(1, 0, 0);
+  std::vector<index_t> const rows{0, p.N}, keys{0, 0};
+  auto const weights = p.weights[0].view().slice(0, 0, 1);
+  auto values = support::blank<double, 4>({1, p.N, p.H * p.group, weights.extent(3)});
+  heed::titans(p.query.view().slice(0, 0, 1), key.slice(0, 0, 1),
+               tensor_view<double, 4>(nullptr, {1, 0, p.H, weights.extent(3)}), values.view(),
+               heed::titans_gates(none.slice(0, 0, 1), none.slice(0, 0, 1), none.slice(0, 0, 1)),
+               heed::titans_memory<double>(heed::memory_layers<double>(weights)), 1);
+  double largest = 0;
+  for (index_t i = 0; i < p.N; ++i)
+    for (index_t h = 0; h < p.H * p.group; ++h)
+      for (index_t e = 0; e < weights.extent(3); ++e) {
+        double sum = 0;
+        for (index_t d = 0; d < p.D; ++d)
+          sum += weights(0, h / p.group, d, e) * p.query.view()(0, i, h, d);
+        largest = std::max(largest, std::abs(sum - values.view()(0, i, h, e)));
+      }
+  CHECK(p.N > 0);
+  CHECK(largest < 1e-12);
+}
+
+TEST_CASE("titans: the same bits on threads, and no matter what is beside", "[mechanism][titans]") {
+  for_each_seed("titans bits", 30, [](seed_t seed) -> std::string {
+    titans_problem<float> p(seed), q(seed);
+    p.forward();
+    q.forward(threads{});
+    p.backward();
+    q.backward(threads{});
+    bool same = support::same_bits(p.out.values<float>(), q.out.values<float>()) &&
+                support::same_bits(p.dquery.values<float>(), q.dquery.values<float>()) &&
+                support::same_bits(p.dkey.values<float>(), q.dkey.values<float>()) &&
+                support::same_bits(p.dvalue.values<float>(), q.dvalue.values<float>()) &&
+                support::same_bits(p.drate.values<float>(), q.drate.values<float>());
+    for (std::size_t l = 0; l < p.weights.size(); ++l)
+      same = same &&
+             support::same_bits(p.final_weights[l].values<float>(),
+                                q.final_weights[l].values<float>()) &&
+             support::same_bits(p.dweights[l].values<float>(), q.dweights[l].values<float>());
+    return same ? "" : "other bits on threads: " + p.shape();
+  });
+}
+
+TEST_CASE("titans: errors", "[mechanism][titans]") {
+  auto const rows = [](index_t n, index_t dim) {
+    return support::blank<double, 4>({1, n, 2, dim});
+  };
+  auto query = rows(5, 3), key = rows(5, 3), value = rows(5, 4), out = rows(5, 4);
+  auto gate = support::blank<double, 3>({1, 5, 2}), bad = support::blank<double, 3>({1, 5, 2});
+  for (auto* each : {&query, &key, &value, &out}) each->fill([](auto const&) { return 0.5; });
+  gate.fill([](auto const&) { return 0.5; });
+  bad.fill([](auto const& at) { return at[1] == 3 ? 1.5 : 0.5; });
+  auto first = support::blank<double, 4>({1, 2, 3, 6}),
+       second = support::blank<double, 4>({1, 2, 6, 4});
+  first.fill([](auto const&) { return 0.5; });
+  second.fill([](auto const&) { return 0.5; });
+  heed::titans_gates const gates(gate.view(), gate.view(), gate.view());
+  heed::titans_memory<double> const memory(
+      heed::memory_layers<double>(first.view(), second.view()));
+  auto const run = [&](auto const& g, auto const& m, index_t chunk, auto const&... all) {
+    heed::titans(query.view(), key.view(), value.view(), out.view(), g, m, chunk, all...);
+  };
+  CHECK_THROWS_WITH(run(gates, memory, 0),
+                    "heed: titans has chunks of 0 tokens; expected at least 1");
+  CHECK_THROWS_WITH(run(heed::titans_gates(gate.view(), bad.view(), gate.view()), memory, 1),
+                    "heed: momentum holds 1.500000 at [0, 3, 0]; expected numbers from 0 to 1");
+  CHECK_THROWS_WITH(
+      run(heed::titans_gates(gate.view().slice(1, 0, 4), gate.view(), gate.view()), memory, 1),
+      "heed: rate has shape [1, 4, 2]; expected [1, 5, 2] (batch, position, head), as key");
+  CHECK_THROWS_WITH(
+      run(gates, heed::titans_memory<double>(heed::memory_layers<double>(first.view())), 1),
+      "heed: layer 0 of the memory has shape [1, 2, 3, 6]; expected [1, 2, 3, 4] (sequence, head, "
+      "inputs, outputs)");
+  CHECK_THROWS_WITH(run(gates, heed::titans_memory<double>(), 1),
+                    "heed: titans has a memory without layers; expected 1 to 8");
+  tensor_view<double, 4> const shared(first.view().data(), {1, 2, 3, 6}, {36, 0, 6, 1});
+  CHECK_THROWS_WITH(
+      run(gates, memory, 1,
+          heed::final_memory{
+              heed::titans_memory<double>(heed::memory_layers<double>(shared, second.view()))}),
+      "heed: final_memory.weights[0] is written to, and has stride 0 along axis 1 of shape "
+      "[1, 2, 3, 6]");
+  heed::titans_state<double> state{memory, {}, 0};
+  auto const step = [&](index_t chunk) {
+    heed::titans_step(query.view(), key.view(), value.view(), out.view(), gates, state, chunk);
+  };
+  CHECK_THROWS_WITH(step(1),
+                    "heed: state.memory.momentum has 0 layers; expected 2, as the memory's "
+                    "weights");
+  state.memory.momentum = memory.weights;
+  CHECK_THROWS_WITH(step(2),
+                    "heed: state.reference has 0 layers; expected 2, as the memory's weights");
+  for (double x : out.values<double>().values) CHECK(x == 0.5);
 }

@@ -121,14 +121,14 @@ given_states<T> states_of(std::array<index_t, 4> const& expected, I const&... in
           1,
       "heed: state is the initial and the final state");
   given_states<T> all;
-  auto const check = [&](char const* name, auto const& view) {
+  [[maybe_unused]] auto const check = [&](char const* name, auto const& view) {
     using E = typename std::remove_cvref_t<decltype(view)>::value_type;
     static_assert(std::is_same_v<E, T>,
                   "heed: states have the type of the computation, double with any operand in it");
     if (view.data() != nullptr || view.size() != 0) expect_rows(name, view, expected);
     return view;
   };
-  auto const look = [&]<class One>(One const& ingredient) {
+  [[maybe_unused]] auto const look = [&]<class One>(One const& ingredient) {
     if constexpr (is_state.template operator()<One>()) {
       all.final = check("state", ingredient.view);
       all.initial = all.final;
