@@ -63,7 +63,7 @@ std::vector<T> softmax_of(std::vector<T> const& scores, T* lse = nullptr) {
   T const total = ordered_sum<T>(static_cast<index_t>(scores.size()),
                                  [&](index_t n) { return weights[static_cast<std::size_t>(n)]; });
   // Of size |s| epsilon are the errors of a unit of scores that is not their own, the binary logarithm's.
-  T const unit_of_scores(static_cast<float>(unit<double>(current_order())));
+  T const unit_of_scores = T(unit<double>(current_order()));
   T const whole = (top * unit_of_scores + log(total) * unit_of_scores) / unit_of_scores;
   for (std::size_t n = 0; n < weights.size(); ++n)
     if constexpr (std::is_floating_point_v<T>)
