@@ -394,11 +394,13 @@ struct favor_positive {
     T square = 0;  // |x'|^2 / 2
     for (T each : x) square += way > 0 ? each * each : (each / root) * (each / root) / 2;
     if (way > 0) square /= 2 * std::sqrt(static_cast<T>(x.size()));
-    T common = has_square(at) ? square : T(0);
-    common += at.of_query ? *std::max_element(products.begin(), products.end())
-                          : static_cast<T>(key_shift(at));
+    T const less = has_square(at) ? square : T(0);
+    T const c = at.of_query ? *std::max_element(products.begin(), products.end())
+                            : static_cast<T>(key_shift(at));
     for (T& each : products)
-      each = way == 2 ? std::exp(each) / std::exp(common) : std::exp(each - common);
+      each = way == 0   ? std::exp(each - less - c)
+             : way == 1 ? std::exp(each - (less + c))
+                        : std::exp(each) / std::exp(less + c);
     return products;
   }
 };

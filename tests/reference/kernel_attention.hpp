@@ -258,42 +258,41 @@ std::vector<T> positive_features(tensor<double, 2> const& omega, std::vector<T> 
   return phi;
 }
 
-/// Performer: the constants, over all keys or 0, are no variables.
+/// Performer: the constants, over all keys or, in the causal form, 0, are no variables. By pairs, or by sums of features over keys,
+/// with constants always.
 template <class T>
 tensor<T, 4> performer(tensor<T, 4> const& query, tensor<T, 4> const& key,
                        tensor<T, 4> const& value, tensor<double, 2> const& omega,
-                       kernel_call const& call, double epsilon) {
-  using std::exp;
-  std::vector<std::vector<T>> key_features(
-      static_cast<std::size_t>(key.extent(0) * key.extent(1) * key.extent(2)));
-  auto const place = [&](index_t b, index_t j, index_t h) {
-    return static_cast<std::size_t>((b * key.extent(1) + j) * key.extent(2) + h);
+                       kernel_call const& call, double epsilon, bool by_features) {
+  auto const features = [&](tensor<T, 4> const& x, bool of_keys) {
+    tensor<T, 4> phi({x.extent(0), x.extent(1), x.extent(2), omega.extent(0)});
+    for (index_t b = 0; b < x.extent(0); ++b)
+      for (index_t h = 0; h < x.extent(2); ++h) {
+        auto const largest_of = [&](index_t first, index_t count) {
+          auto most = number_of(T(-1e300));
+          for (index_t i = first; i < first + count; ++i)
+            for (T each : projected(omega, row_of(x, b, i, h)))
+              most = std::max(most, number_of(each));
+          return T(most);
+        };
+        bool const without = call.causal && !by_features;
+        T const of_head = of_keys && !without ? largest_of(0, x.extent(1)) : T(0);
+        for (index_t i = 0; i < x.extent(1); ++i) {
+          T const c = of_keys || without ? of_head : largest_of(i, 1);
+          auto const row = positive_features(omega, row_of(x, b, i, h), c, epsilon);
+          for (index_t f = 0; f < omega.extent(0); ++f)
+            phi(b, i, h, f) = row[static_cast<std::size_t>(f)];
+        }
+      }
+    return phi;
   };
-  for (index_t b = 0; b < key.extent(0); ++b)
-    for (index_t h = 0; h < key.extent(2); ++h) {
-      double most = -1e300;
-      for (index_t j = 0; j < key.extent(1); ++j)
-        for (T each : projected(omega, row_of(key, b, j, h)))
-          most = std::max(most, static_cast<double>(number_of(each)));
-      for (index_t j = 0; j < key.extent(1); ++j)
-        key_features[place(b, j, h)] =
-            positive_features(omega, row_of(key, b, j, h), T(call.causal ? 0.0 : most), epsilon);
-    }
-  // Rows of queries are used for many keys.
-  index_t cached[3] = {-1, -1, -1};
-  std::vector<T> q;
-  return call.average(query, key, value,
-                      [&](index_t b, index_t hq, index_t i, index_t hk, index_t j) {
-                        if (cached[0] != b || cached[1] != hq || cached[2] != i) {
-                          std::vector<T> const row = row_of(query, b, i, hq);
-                          double most = -1e300;
-                          for (T each : projected(omega, row))
-                            most = std::max(most, static_cast<double>(number_of(each)));
-                          q = positive_features(omega, row, T(call.causal ? 0.0 : most), epsilon);
-                          cached[0] = b, cached[1] = hq, cached[2] = i;
-                        }
-                        return dot_of(q, key_features[place(b, j, hk)]);
-                      });
+  auto const q = features(query, false), k = features(key, true);
+  if (by_features) return call.average_of_features(q, k, value);
+  return call.average(q, k, value, [&](index_t b, index_t hq, index_t i, index_t hk, index_t j) {
+    T sum = 0;
+    for (index_t f = 0; f < omega.extent(0); ++f) sum += q(b, i, hq, f) * k(b, j, hk, f);
+    return sum;
+  });
 }
 
 }  // namespace reference

@@ -138,7 +138,7 @@ causal_performer_parts<T> causal_performer_map(any_executor const& run_on,
 
 template <class T, class... I>
 void update_running_maximum(tensor_view<T, 3> last, I const&... ingredients) {
-  auto const update = [&](auto const& ingredient) {
+  [[maybe_unused]] auto const update = [&](auto const& ingredient) {
     if constexpr (is_a<std::remove_cvref_t<decltype(ingredient)>, running_maximum>) {
       using S = typename decltype(ingredient.view)::value_type;
       for (index_t b = 0; b < last.extent(0); ++b)

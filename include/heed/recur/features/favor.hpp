@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 /// The random features of Performer (Choromanski et al.: Rethinking Attention with Performers).
@@ -284,10 +285,11 @@ struct favor_positive {
     batch const factor(static_cast<T>(root())), floor(static_cast<T>(epsilon));
     rows.for_pieces(x, [&](index_t first, index_t count) {
       for (index_t r = 0; r < count; ++r) {
-        batch const common(common_exponent(of, x, rows, first, r));
+        auto const [square, most] = taken_off<Arch>(of, x, rows, first, r);
+        batch const less(square), shift(most);
         recur::transform_row<Arch>(
             projection.features(), phi + (first + r) * stride,
-            [&](batch const& each) { return factor * (simd::exp(each - common) + floor); },
+            [&](batch const& each) { return factor * (simd::exp(each - less - shift) + floor); },
             rows.products(r));
       }
     });
@@ -302,11 +304,12 @@ struct favor_positive {
     index_t const m = projection.features();
     rows.for_pieces(x, [&](index_t first, index_t count) {
       for (index_t r = 0; r < count; ++r) {
-        batch const common(common_exponent(of, x, rows, first, r));
+        auto const [square, most] = taken_off<Arch>(of, x, rows, first, r);
+        batch const less(square), shift(most);
         recur::transform_row<Arch>(
             m, rows.weights(r),
             [&](batch const& each, batch const& slope) {
-              return factor * simd::exp(each - common) * slope;
+              return factor * simd::exp(each - less - shift) * slope;
             },
             rows.products(r), dphi + (first + r) * stride);
       }
@@ -327,15 +330,15 @@ struct favor_positive {
  private:
   bool has_square(side of) const { return of == side::key || epsilon != 0; }
 
-  template <class T, class Rows>
-  T common_exponent(side of, feature_rows<T> const& x, Rows const& rows, index_t first,
-                    index_t r) const {
-    T const square = has_square(of) ? rows.half_square(r) : T(0);
-    return square +
-           (of == side::query
-                ? recur::largest_of_row<xsimd::default_arch>(projection.features(),
-                                                             rows.products(r))
-                : convert_element<T>(key_shift(x.batch, x.first_position + first + r, x.head)));
+  /// |x'|^2 / 2 and c, which are taken from exponents one after the other: so they are never above 0 where c is the largest
+  /// of largest_favor_exponents, whatever is rounded off.
+  template <class Arch, class T, class Rows>
+  std::pair<T, T> taken_off(side of, feature_rows<T> const& x, Rows const& rows, index_t first,
+                            index_t r) const {
+    return {has_square(of) ? rows.half_square(r) : T(0),
+            of == side::query
+                ? recur::largest_of_row<Arch>(projection.features(), rows.products(r))
+                : convert_element<T>(key_shift(x.batch, x.first_position + first + r, x.head))};
   }
   double root() const { return 1 / std::sqrt(static_cast<double>(projection.features())); }
 };
