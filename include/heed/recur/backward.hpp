@@ -11,8 +11,9 @@
 ///     dK = scatter(dP, Q) + to_end(U R^T)                     R <- e^G_end R + from_start(Q)^T dO
 ///
 /// The erasing of the delta rule is one more row that reads: the key itself, before the token, its gradient that of what was
-/// missed, negated. The gradient of a log gate is, from the end of the chunk on, R S_end and the sum of q dq - k dk of all
-/// later tokens: a difference of sums no longer than the chunk.
+/// missed, negated. The gradient of a token's log gate is the sum of all that passes it: pairs of a later row and an earlier key,
+/// later rows and the state before, earlier keys and R, and the state and R. Gates of channels take it as R S_end and the sum
+/// of q dq - k dk over later tokens, a difference of sums no longer than the chunk.
 namespace heed::recur {
 
 /// Where gradients of rows go: to the tensor, or, where heads share its rows, to a buffer of all of them, whose sums the
@@ -123,10 +124,16 @@ class backward_worker : public chunk_worker<T, Arch> {
       drates_ = memory.take<T>(tokens);
       given_rates_ = memory.take<T>(tokens);
     }
-    index_t const channels = p.key_fading == fading::channels ? features : 1;
-    if (p.key_fading != fading::none) {
-      key_sums_ = memory.take<T>(tokens * channels);
-      key_total_ = memory.take<double>(channels);
+    if (p.key_fading == fading::channels) {
+      key_sums_ = memory.take<T>(tokens * features);
+      key_total_ = memory.take<double>(features);
+    } else if (p.key_fading == fading::scalar) {
+      passing_ = memory.take<double>(tokens);
+      later_ = memory.take<double>(tokens);
+      earlier_ = memory.take<double>(tokens);
+      key_total_ = memory.take<double>(1);
+      column_sums_ = memory.take<T>(score_stride);
+      left_ = square();
     }
     if (p.value_fading != fading::none) {
       value_sums_ = memory.take<T>(tokens * columns);
@@ -148,7 +155,7 @@ class backward_worker : public chunk_worker<T, Arch> {
     if (!simd::all_finite<Arch, T>(keys, count, p_.features)) rows_at_once = 1;
     simd::transpose<Arch>(p_.features, columns, state, columns, state_transposed_, features);
     if (count > 0) {
-      begin_gates(ended, gradient);
+      begin_gates(state, ended, gradient);
       simd::transpose<Arch>(p_.features, columns, gradient, columns, gradient_transposed_,
                             features);
       simd::transpose<Arch>(count, columns, written.data, written.stride, written_transposed_,
@@ -189,6 +196,34 @@ class backward_worker : public chunk_worker<T, Arch> {
     product<false, Arch>(count, p_.columns, this->along(this->written_at_end), gradient_transposed_,
                          features, features, dkeys_.data, features);
     if (key_fade.kind() == fading::channels) key_fade.to_end(dkeys_, features, dkeys_);
+    if (sums_pairs())
+      for (index_t j = 0; j < count; ++j)
+        earlier_[j] = static_cast<double>(inner_product<Arch>(keys[j], dkeys_[j], features));
+  }
+
+  /// Whether the gradient of one gate a token is wanted.
+  bool sums_pairs() const { return g_.key_gate.wanted && key_fade.kind() == fading::scalar; }
+
+  /// A row that reads with these scores and their gradients, before either fades twice: each pair passes the gates of the tokens
+  /// after its key, up to its row.
+  void add_pairs(T const* pair_scores, T sign) {
+    std::fill_n(column_sums_, score_stride, T(0));
+    for (index_t t = count; t-- > 1;) {
+      index_t const row = t * score_stride;
+      batch sum(T(0));
+      for (index_t j = 0; j < t; j += lanes) {
+        batch const passing = xsimd::fma(batch::load_aligned(pair_scores + row + j),
+                                         batch::load_aligned(dscores_ + row + j),
+                                         batch::load_aligned(column_sums_ + j));
+        passing.store_aligned(column_sums_ + j);
+      }
+      // The token's own pair, and what lies beyond, begins at its gate.
+      std::fill(column_sums_ + t, column_sums_ + simd::round_up(t, lanes), T(0));
+      for (index_t j = 0; j < t; j += lanes) sum += batch::load_aligned(column_sums_ + j);
+      alignas(64) T each[lanes];
+      sum.store_aligned(each);
+      for (T one : each) passing_[t] += static_cast<double>(sign * one);
+    }
   }
 
   /// One head's rows: dU, dK, dQ and what they say of the state that the chunk begins with.
@@ -227,6 +262,11 @@ class backward_worker : public chunk_worker<T, Arch> {
     if (count > 0) {
       if (key_fade.kind() != fading::none) key_fade.from_start(rows, dx, features, dx);
       value_fade.scores(at_once, strict, dz, written, written_transposed_, p_.columns, dscores_);
+      if (sums_pairs()) {
+        add_pairs(strict ? this->erasures : this->scores, strict ? T(-1) : T(1));
+        for (index_t i = 0; i < rows; ++i)
+          later_[i] += static_cast<double>(inner_product<Arch>(x[i], dx[i], features));
+      }
       key_fade.fade_scores(at_once, dscores_);
       key_fade.gather(at_once, dscores_, keys, features, dx);
       key_fade.scatter(at_once, dscores_, x, features, dkeys_);
@@ -246,12 +286,15 @@ class backward_worker : public chunk_worker<T, Arch> {
     g_.dout.copy(where.batch, head, first, now.rows, dout_.data, columns);
     bool const needs_out = p_.is_normalised || g_.value_gate.wanted;
     if (!needs_out) return;
-    if (p_.is_normalised) sum_weights(state, now.rows);
+    if (p_.is_normalised)
+      sum_weights(state, now.rows);
+    else
+      this->read(state, now.rows);  // not as they were stored, rounded
     index_t const last = p_.columns - 1;
     for (index_t i = 0; i < now.rows; ++i) {
-      T const sum = p_.is_normalised ? out[i][last] : T(1);
-      g_.out.copy(where.batch, head, first + i, 1, out[i], columns);
       if (p_.is_normalised) {
+        T const sum = out[i][last];
+        g_.out.copy(where.batch, head, first + i, 1, out[i], columns);
         T const by = this->divisor(sum);
         dout_[i][last] = T(0);
         T const along = inner_product<Arch>(dout_[i], out[i], columns);
@@ -301,15 +344,21 @@ class backward_worker : public chunk_worker<T, Arch> {
     erased_ = true;
   }
 
-  void begin_gates(T const* ended, T const* gradient) {
+  void begin_gates(T const* state, T const* ended, T const* gradient) {
     erased_ = false;
-    if (g_.key_gate.wanted) {
-      bool const channels = key_fade.kind() == fading::channels;
-      index_t const width = channels ? features : 1;
-      std::fill_n(key_sums_, count * width, T(0));
-      std::fill_n(key_total_, width, 0.0);
+    if (sums_pairs()) {
+      std::fill_n(passing_, count, 0.0);
+      std::fill_n(later_, count, 0.0);
+      // What is left of the state at the end of the chunk.
+      std::fill_n(added_, p_.features * columns, T(0));
+      std::copy_n(state, p_.features * columns, left_);
+      advance_state(key_fade, value_fade, {0, p_.features}, columns, added_, left_);
+      key_total_[0] =
+          static_cast<double>(inner_product<Arch>(left_, gradient, p_.features * columns));
+    } else if (g_.key_gate.wanted) {
+      std::fill_n(key_sums_, count * features, T(0));
       for (index_t d = 0; d < p_.features; ++d)
-        key_total_[channels ? d : 0] += static_cast<double>(
+        key_total_[d] = static_cast<double>(
             inner_product<Arch>(ended + d * columns, gradient + d * columns, columns));
     }
     if (g_.value_gate.wanted) {
@@ -329,23 +378,25 @@ class backward_worker : public chunk_worker<T, Arch> {
           .store_unaligned(to + d);
   }
 
-  /// sign x dx, of the features of a row, to the sums of its gate.
+  /// sign x dx, of the features of a row, to the sums of its gates.
   void add_to_gates(index_t rows, row_block<T> x, row_block<T> dx, T sign) {
-    if (count == 0 || !g_.key_gate.wanted) return;
+    if (count == 0 || !g_.key_gate.wanted || sums_pairs()) return;
     for (index_t i = 0; i < rows; ++i)
-      if (key_fade.kind() == fading::scalar)
-        key_sums_[i] += sign * inner_product<Arch>(x[i], dx[i], features);
-      else
-        add_products(x[i], dx[i], features, sign, key_sums_ + i * features);
+      add_products(x[i], dx[i], features, sign, key_sums_ + i * features);
   }
 
   void finish_gates(state_place const& at, chunk_list::chunk const& now) {
     index_t const first = at.where.first_key + now.first_key, entry = at.where.batch;
     add_to_gates(count, keys, dkeys_, -1);
-    if (g_.key_gate.wanted) {
-      bool const channels = key_fade.kind() == fading::channels;
-      store_sums(g_.key_gate, entry, at.head, first, channels ? p_.features : 1,
-                 channels ? features : 1, key_sums_, key_total_);
+    if (sums_pairs()) {
+      for (index_t t = count - 1; t-- > 0;) later_[t] += later_[t + 1];
+      double before = 0;
+      for (index_t t = 0; t < count; before += earlier_[t++]) {
+        T const sum = static_cast<T>(key_total_[0] + passing_[t] + later_[t] + before);
+        g_.key_gate.store(entry, at.head, first + t, 1, &sum, 1);
+      }
+    } else if (g_.key_gate.wanted) {
+      store_sums(g_.key_gate, entry, at.head, first, p_.features, features, key_sums_, key_total_);
     }
     if (g_.value_gate.wanted) {
       for (index_t j = 0; j < count; ++j)
@@ -426,7 +477,13 @@ class backward_worker : public chunk_worker<T, Arch> {
   T* draw_;
   T* drates_ = nullptr;
   T* given_rates_ = nullptr;
-  T* key_sums_ = nullptr;
+  T* key_sums_ = nullptr;  // of each token's features, for their gates
+  // For one gate a token: what passes it between two tokens, from the state to later rows, from earlier keys to the end.
+  double* passing_ = nullptr;
+  double* later_ = nullptr;
+  double* earlier_ = nullptr;
+  T* column_sums_ = nullptr;
+  T* left_ = nullptr;
   double* key_total_ = nullptr;
   T* value_sums_ = nullptr;
   double* value_total_ = nullptr;
@@ -459,12 +516,13 @@ class backward_run {
     if (g_.ends)
       g_.final.copy(at.where.sequence, at.head, 0, p_.features, gradient_, worker_.columns);
     worker_.load_state(at, saved_);
-    for (index_t n = 0; n + apart_ < count; ++n) {
+    index_t const last_saved = count > 0 ? (count - 1) / apart_ * apart_ : 0;
+    for (index_t n = 0; n < last_saved; ++n) {
       if (n % apart_ == 0) std::copy_n(saved_ + n / apart_ * size_, size_, states_);
       advance(at, chunks[n], states_, states_);
       if ((n + 1) % apart_ == 0) std::copy_n(states_, size_, saved_ + (n + 1) / apart_ * size_);
     }
-    for (index_t first = (count - 1) / apart_ * apart_; count > 0 && first >= 0; first -= apart_) {
+    for (index_t first = last_saved; count > 0 && first >= 0; first -= apart_) {
       index_t const last = std::min(first + apart_, count);
       std::copy_n(saved_ + first / apart_ * size_, size_, states_);
       for (index_t n = first; n < last; ++n)

@@ -142,6 +142,7 @@ class fade {
   fade(arena& memory, fading kind, index_t width, index_t tokens)
       : kind_(kind),
         width_(simd::round_up(width, lanes)),
+        own_width_(width),
         score_stride_(simd::round_up(tokens, block)) {
     index_t const rows = score_stride_;
     if (kind_ == fading::scalar) {
@@ -186,6 +187,9 @@ class fade {
       load_scalars();
     } else {
       gates.numbers.copy(batch_entry, head, first, count, gate_, width_);
+      // What pads a row is a gate of 0, not what the last chunk has left there.
+      for (index_t i = 0; i < count; ++i)
+        std::fill(gate_ + i * width_ + own_width_, gate_ + (i + 1) * width_, T(0));
       load_channels();
     }
   }
@@ -442,6 +446,7 @@ class fade {
 
   fading kind_;
   index_t width_;
+  index_t own_width_;
   index_t score_stride_;
   index_t count_ = 0;
   index_t batch_ = -1;
