@@ -341,4 +341,49 @@ void titans_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 
   state.absorbed = (state.absorbed + key.extent(1)) % chunk;
 }
 
+namespace detail {
+
+/// No keys, as many heads of them as the memory has.
+template <class T>
+struct titans_nothing {
+  tensor_view<T const, 4> key, value;
+  tensor_view<T, 4> dkey, dvalue;
+  tensor_view<T const, 3> gate;
+
+  titans_nothing(index_t batches, memory_layers<T const> const& weights) {
+    require(weights.size() > 0,
+            [] { return "titans has a memory without layers; expected 1 to 8"; });
+    index_t const heads = weights[0].extent(1);
+    dkey = {nullptr, {batches, 0, heads, weights[0].extent(2)}};
+    dvalue = {nullptr, {batches, 0, heads, weights[weights.size() - 1].extent(3)}};
+    key = dkey;
+    value = dvalue;
+    gate = {nullptr, {batches, 0, heads}};
+  }
+  titans_gates<T> gates() const { return {gate, gate, gate}; }
+};
+
+}  // namespace detail
+
+/// Reads a memory that learns nothing meanwhile: out_i = M(q_i). Shapes as those of titans().
+template <element Q, element O, class S, class... Ingredients>
+void titans_recall(tensor_view<Q, 4> query, tensor_view<O, 4> out, titans_memory<S> const& memory,
+                   Ingredients const&... ingredients) {
+  using T = std::remove_const_t<S>;
+  detail::titans_nothing<T> const none(query.extent(0), memory.weights);
+  titans(query, none.key, none.value, out, none.gates(), memory, 1, ingredients...);
+}
+
+/// Its gradients: dmemory.weights receives d loss / d weights.
+template <element Q, element DO, element DQ, class S, class... Ingredients>
+void titans_recall_backward(tensor_view<Q, 4> query, tensor_view<DO, 4> dout,
+                            tensor_view<DQ, 4> dquery, titans_memory<S> const& memory,
+                            titans_memory<std::remove_const_t<S>> const& dmemory,
+                            Ingredients const&... ingredients) {
+  using T = std::remove_const_t<S>;
+  detail::titans_nothing<T> const none(query.extent(0), memory.weights);
+  titans_backward(query, none.key, none.value, dout, dquery, none.dkey, none.dvalue, none.gates(),
+                  memory, dmemory, 1, ingredients...);
+}
+
 }  // namespace heed
