@@ -1,5 +1,5 @@
+#include "support/recurrence_parts.hpp"
 #include "support/recurrence_problem.hpp"
-#include "support/threads.hpp"
 
 #include <heed/parallel/eigen_pool.hpp>
 
@@ -69,29 +69,6 @@ results run(problem& p, heed::any_executor const& on) {
   return written(p);
 }
 
-/// The views of a call that have a batch axis or positions, with some of them.
-template <class Call, class Part>
-Call part_of(Call c, Part part) {
-  auto const queries = [&](auto& view) {
-    if (view.data() != nullptr) view = part(view, true);
-  };
-  auto const keys = [&](auto& view) {
-    if (view.data() != nullptr) view = part(view, false);
-  };
-  queries(c.query), queries(c.out), queries(c.dout), queries(c.dquery);
-  keys(c.key), keys(c.value), keys(c.log_gate), keys(c.log_key_gate), keys(c.log_value_gate);
-  keys(c.rate), keys(c.dkey), keys(c.dvalue), keys(c.dlog_gate), keys(c.dlog_key_gate);
-  keys(c.dlog_value_gate), keys(c.drate);
-  return c;
-}
-template <class Call>
-void state_part(Call& c, index_t sequence) {
-  auto const one = [&](auto& view) {
-    if (view.data() != nullptr) view = view.slice(0, sequence, 1);
-  };
-  one(c.initial), one(c.final), one(c.dinitial), one(c.dfinal);
-}
-
 }  // namespace
 
 TEST_CASE("recurrence: the same bits on any executor", "[recur][threads]") {
@@ -156,8 +133,8 @@ TEST_CASE("recurrence: the same bits from a batch and from its entries", "[recur
     if (p.B < 2 || placed) return {};
     auto const together = run(p, support::on_this_thread());
     for (index_t b = 0; b < p.B; ++b) {
-      auto call = part_of(p.call(), [b](auto view, bool) { return view.slice(0, b, 1); });
-      state_part(call, b);
+      auto call = support::part_of(p.call(), [b](auto view, bool) { return view.slice(0, b, 1); });
+      support::take_state(call, b);
       call.forward();
       call.backward();
     }
@@ -174,11 +151,11 @@ TEST_CASE("recurrence: the same bits from documents and from calls of their own"
     if (keys.empty()) return {};
     auto const together = run(p, support::on_this_thread());
     for (std::size_t g = 0; g + 1 < keys.size(); ++g) {
-      auto call = part_of(p.call(), [&](auto view, bool of_query) {
+      auto call = support::part_of(p.call(), [&](auto view, bool of_query) {
         auto const& offsets = of_query ? rows : keys;
         return view.slice(1, offsets[g], offsets[g + 1] - offsets[g]);
       });
-      state_part(call, static_cast<index_t>(g));
+      support::take_state(call, static_cast<index_t>(g));
       call.documents.reset();
       call.forward();
       call.backward();

@@ -151,25 +151,14 @@ class recurrence_problem {
   std::string forward() {
     remember();
     call().forward();
-    return with_shape(compare_forward() + complain_about_memory());
+    return with_shape(complain_about_forward());
   }
 
   std::string backward() {
     remember();
     call().forward();
     call().backward();
-    auto const exact = backward_of(operands<golden>(), definition.forward(operands<golden>()).out);
-    // The definition in the same precision, with the result as it is stored.
-    auto const x = operands<compute>();
-    std::vector naive{backward_of(x, out.template values<compute>())};
-    std::string complaint = compare_backward(exact, naive);
-    if (!complaint.empty() && solves()) {
-      auto const moved = rounded_otherwise();
-      naive.push_back(backward_of(moved, definition.forward(moved).out));
-      naive.push_back(chunked_backward(x));
-      complaint = compare_backward(exact, naive);
-    }
-    return with_shape(complaint + complain_about_memory());
+    return with_shape(complain_about_backward());
   }
 
   /// Token by token. The limits have asked for steps.
@@ -192,7 +181,51 @@ class recurrence_problem {
       at_token(one.rate);
       one.step(final.view());
     }
-    return with_shape(compare_forward() + complain_about_memory());
+    return with_shape(complain_about_forward());
+  }
+
+  /// What has been written so far, and what must not be, is remembered.
+  void remember() {
+    auto const each = [](auto& tensor) {
+      if (tensor.view().data() != nullptr) tensor.remember();
+    };
+    for_inputs(each);
+    for_results(each);
+  }
+
+  /// What is wrong with the results that are in memory.
+  std::string complain_about_forward() {
+    auto const exact = definition.forward(operands<golden>());
+    std::vector naive{definition.forward(operands<compute>())};
+    std::string complaint = compare_forward(exact, naive);
+    // Where much cancels, the error of one order of sums is a matter of luck: the definition is also taken of inputs that
+    // were rounded otherwise; and, since a delta rule erases the errors of a state, at every token or at every chunk, in
+    // chunks.
+    if (!complaint.empty()) {
+      naive.push_back(definition.forward(rounded_otherwise()));
+      if (solves()) naive.push_back(definition.chunked(operands<compute>(), chunk_or_usual()));
+      complaint = compare_forward(exact, naive);
+    }
+    return complaint + complain_about_memory();
+  }
+
+  /// What is wrong with the gradients that are in memory, the results being there too.
+  std::string complain_about_backward() {
+    auto const exact = backward_of(operands<golden>(), definition.forward(operands<golden>()).out);
+    // The definition in the same precision, with the result as it is stored.
+    auto const x = operands<compute>();
+    std::vector naive{backward_of(x, out.template values<compute>())};
+    std::string complaint = compare_backward(exact, naive);
+    if (!complaint.empty()) {
+      auto const moved = rounded_otherwise();
+      naive.push_back(backward_of(moved, definition.forward(moved).out));
+      if (solves()) {
+        naive.push_back(chunked_backward(x));
+        naive.push_back(chunked_backward(moved));
+      }
+      complaint = compare_backward(exact, naive);
+    }
+    return complaint + complain_about_memory();
   }
 
   std::string with_shape(std::string const& complaint) const {
@@ -518,19 +551,6 @@ class recurrence_problem {
   /// Whether what is written is the solution of triangular systems.
   bool solves() const { return definition.rule != reference::update_rule::additive; }
 
-  std::string compare_forward() const {
-    auto const exact = definition.forward(operands<golden>());
-    std::vector naive{definition.forward(operands<compute>())};
-    std::string complaint = compare_forward(exact, naive);
-    // A delta rule erases the errors of a state at every token, or at every chunk; what is left of them is little, and
-    // a matter of luck: the definition is also taken in chunks, and of inputs that were rounded otherwise.
-    if (!complaint.empty() && solves()) {
-      naive.push_back(definition.chunked(operands<compute>(), chunk_or_usual()));
-      naive.push_back(definition.forward(rounded_otherwise()));
-      complaint = compare_forward(exact, naive);
-    }
-    return complaint;
-  }
   template <class Exact, class Naive>
   std::string compare_forward(Exact const& exact, std::vector<Naive> const& naive) const {
     std::vector<reference::tensor<compute, 4>> out_naive, state_naive;
@@ -554,13 +574,6 @@ class recurrence_problem {
   void for_results(F f) {
     f(out), f(final), f(dquery), f(dkey), f(dvalue), f(dlog_gate), f(drate), f(dlog_key_gate),
         f(dlog_value_gate), f(dinitial);
-  }
-  void remember() {
-    auto const each = [](auto& tensor) {
-      if (tensor.view().data() != nullptr) tensor.remember();
-    };
-    for_inputs(each);
-    for_results(each);
   }
   std::string complain_about_memory() {
     bool unwritten = true, inside = true;
