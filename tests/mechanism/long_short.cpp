@@ -278,13 +278,12 @@ TEST_CASE("long-short: the same bits on any executor", "[mechanism][long_short]"
     return support::executor_complaint<long_short_problem<float>>(seed, 5);
   });
   for_each_seed("compressed positions executor", 15, [](seed_t seed) {
-    Eigen::ThreadPool pool(3);
     compression_problem<float> a(seed), b(seed);
     a.backward_pass();
-    b.forward_pass(heed::on{pool});
+    b.forward_pass(support::threads{});
     bool same =
         support::same_bits(support::read<float>(a.saved(0)), support::read<float>(b.saved(0)));
-    b.backward_pass(heed::on{pool});
+    b.backward_pass(support::threads{});
     for (std::size_t n = 0; n < 3; ++n)
       same &= support::same_bits(support::read<float>(a.din(n)), support::read<float>(b.din(n)));
     return std::string(same ? "" : "the result depends on the executor\n");
