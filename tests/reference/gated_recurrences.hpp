@@ -384,4 +384,38 @@ tensor<T, 4> into_slots(tensor<T, 4> const& weights, tensor<T, 4> const& x) {
   return slots;
 }
 
+/// Channels turned by theta times a coordinate of where a row stands: [x cos, x sin] of each, or adjacent pairs rotated. Parts of
+/// the channels turn by the coordinates of a row-major grid, or all by the position plus offset.
+template <class T>
+tensor<T, 4> turned(tensor<T, 4> const& x, tensor<T, 4> const& theta, bool complex,
+                    std::vector<index_t> grid, index_t offset) {
+  using std::cos;
+  using std::sin;
+  index_t const D = x.extent(3), axes = std::max<index_t>(1, static_cast<index_t>(grid.size())),
+                part = D / axes;
+  tensor<T, 4> phi({x.extent(0), x.extent(1), x.extent(2), complex ? 2 * D : D});
+  for (index_t b = 0; b < x.extent(0); ++b)
+    for (index_t i = 0; i < x.extent(1); ++i)
+      for (index_t h = 0; h < x.extent(2); ++h)
+        for (index_t a = 0; a < axes; ++a) {
+          index_t c = i + offset;
+          for (index_t later = axes - 1; later > a; --later)
+            c /= grid[static_cast<std::size_t>(later)];
+          if (a > 0) c %= grid[static_cast<std::size_t>(a)];
+          auto const angle = [&](index_t n) {
+            return theta(0, 0, theta.extent(2) == 1 ? 0 : h, n) * T(static_cast<double>(c));
+          };
+          for (index_t d = a * part; d < (a + 1) * part && complex; ++d) {
+            phi(b, i, h, d) = x(b, i, h, d) * cos(angle(d - a * part));
+            phi(b, i, h, d + D) = x(b, i, h, d) * sin(angle(d - a * part));
+          }
+          for (index_t d = a * part; d < (a + 1) * part && !complex; d += 2) {
+            T const w = angle((d - a * part) / 2), one = x(b, i, h, d), two = x(b, i, h, d + 1);
+            phi(b, i, h, d) = one * cos(w) - two * sin(w);
+            phi(b, i, h, d + 1) = two * cos(w) + one * sin(w);
+          }
+        }
+  return phi;
+}
+
 }  // namespace reference
