@@ -302,6 +302,35 @@ std::string efficient_complaint(seed_t seed) {
   return complaint + p.backward(definition);
 }
 
+/// The causal form: the definition, its gradients, and pieces.
+template <class T>
+std::string causal_efficient_complaint(seed_t seed) {
+  operands<T> p(seed, 12, seed % 2 == 0, seed % 3 == 0 ? 4 : 1);
+  auto const definition = [H = p.H]<class U>(reference::tensors<U> const& in) {
+    return reference::tensors<U>{reference::efficient_attention(in[0], in[1], in[2], H, true)};
+  };
+  heed::causal_efficient_attention(p.in(0), p.in(1), p.in(2), p.out(0));
+  std::string complaint = p.forward(definition);
+  heed::causal_efficient_attention_backward(p.in(0), p.in(1), p.in(2), p.saved(0), p.dout(0),
+                                            p.din(0), p.din(1), p.din(2));
+  complaint += p.backward(definition);
+  if (seed % 2 != 0) return complaint;
+  auto state = zero_state(p, p.D, p.E);
+  auto total = support::blank<double, 3>({p.B, p.key_heads, p.D});
+  total.fill([](auto const&) { return -std::numeric_limits<double>::infinity(); });
+  heed::running_log_total const so_far{total.view()};
+  bool const by_one = p.draw.one_in(2);
+  p.in_pieces(by_one, [&](index_t first, index_t count) {
+    if (by_one)
+      heed::causal_efficient_attention_step(p.q(first, 1), p.k(first, 1), p.v(first, 1),
+                                            p.o(first, 1), state.view(), so_far);
+    else
+      heed::causal_efficient_attention(p.q(first, count), p.k(first, count), p.v(first, count),
+                                       p.o(first, count), heed::state{state.view()}, so_far);
+  });
+  return complaint + p.forward(definition);
+}
+
 template <class T>
 std::string by_length_complaint(seed_t seed) {
   operands<T> p(seed, 16);
@@ -368,7 +397,9 @@ TEST_CASE("cosformer: the definition, its gradients and pieces", "[mechanism][co
 }
 
 TEST_CASE("efficient attention: the definition and its gradients", "[mechanism][efficient]") {
-  for_each_seed("efficient attention", 30, efficient_complaint<float>);
-  for_each_seed("efficient attention in double", 15, efficient_complaint<double>);
+  for_each_seed("efficient attention", 20, efficient_complaint<float>);
+  for_each_seed("efficient attention in double", 8, efficient_complaint<double>);
   for_each_seed("efficient attention by length", 60, by_length_complaint<float>);
+  for_each_seed("causal efficient attention", 16, causal_efficient_complaint<float>);
+  for_each_seed("causal efficient attention in double", 8, causal_efficient_complaint<double>);
 }

@@ -172,7 +172,8 @@ void performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4>
                tensor_view<O, 4> out, favor const& features, Ingredients const&... ingredients) {
   using T = recur::compute_type_of<Q, K, V, O, Ingredients...>;
   detail::check_performer(features.projection, query, key);
-  any_executor const run_on(one_of<recur::detail::is_executor>(serial{}, ingredients...));
+  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  any_executor const run_on(runs);
   auto const map = detail::performer_map<T>(run_on, features.projection, key, features.epsilon);
   detail::with_performer_ingredients(
       [&](auto const&... own) { linear_attention(query, key, value, out, map, dense{}, own...); },
@@ -187,7 +188,8 @@ void performer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
                         Ingredients const&... ingredients) {
   using T = compute_type<recur::compute_type_of<Q, K, V, O, Ingredients...>, DO, DQ, DK, DV>;
   detail::check_performer(features.projection, query, key);
-  any_executor const run_on(one_of<recur::detail::is_executor>(serial{}, ingredients...));
+  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  any_executor const run_on(runs);
   auto const map = detail::performer_map<T>(run_on, features.projection, key, features.epsilon);
   detail::with_performer_ingredients(
       [&](auto const&... own) {
@@ -205,7 +207,8 @@ void causal_performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vie
                       Ingredients const&... ingredients) {
   using T = recur::compute_type_of<Q, K, V, O, Ingredients...>;
   detail::check_performer(projection, query, key);
-  any_executor const run_on(one_of<recur::detail::is_executor>(serial{}, ingredients...));
+  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  any_executor const run_on(runs);
   auto const parts = detail::causal_performer_map<T>(run_on, projection, key, ingredients...);
   detail::with_performer_ingredients(
       [&](auto const&... own) {
@@ -226,7 +229,8 @@ void causal_performer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
                                Ingredients const&... ingredients) {
   using T = compute_type<recur::compute_type_of<Q, K, V, O, Ingredients...>, DO, DQ, DK, DV>;
   detail::check_performer(projection, query, key);
-  any_executor const run_on(one_of<recur::detail::is_executor>(serial{}, ingredients...));
+  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  any_executor const run_on(runs);
   auto const parts = detail::causal_performer_map<T>(run_on, projection, key, ingredients...);
   detail::with_performer_ingredients(
       [&](auto const&... own) {
@@ -244,7 +248,8 @@ void causal_performer_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tenso
                            Ingredients const&... ingredients) {
   using T = recur::compute_type_of<Q, K, V, O, heed::state<S>, Ingredients...>;
   detail::check_performer(projection, query, key);
-  any_executor const run_on(one_of<recur::detail::is_executor>(serial{}, ingredients...));
+  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  any_executor const run_on(runs);
   auto const parts =
       detail::causal_performer_map<T>(run_on, projection, key, largest, heed::state<S>{state});
   detail::with_performer_ingredients(
