@@ -166,6 +166,49 @@ TEST_CASE("gates on registers are exact", "[simd][quick]") {
   }
 }
 
+TEMPLATE_TEST_CASE("centred convolution: the definition and the gradients", "[recur][convolution]",
+                   double, float) {
+  // A causal filter over a sequence that goes on with zeros, read half its taps later.
+  for_each_seed("centred convolution", 100, [](seed_t seed) {
+    support::definition_check<TestType> check(seed), slopes(seed);
+    auto const call = [](auto& c, bool backward) {
+      index_t const B = c.draw.between(1, 2), N = c.draw.between(1, 40), H = c.draw.between(1, 2),
+                    D = c.draw.between(1, 20), taps = c.draw.between(1, 30);
+      bool const silu = c.draw.one_in(2);
+      c.input("x", {B, N, H, D});
+      c.input("weights", {1, taps, H, D});
+      c.output("out", {B, N, H, D});
+      auto const run = [&](auto const&... more) {
+        if (backward)
+          heed::causal_convolution_backward(c.in(0), last_axes<3>(c.in(1)), c.dout(0), c.din(0),
+                                            last_axes<3>(c.din(1)), heed::centred{}, more...);
+        else
+          heed::causal_convolution(c.in(0), last_axes<3>(c.in(1)), c.out(0), heed::centred{},
+                                   more...);
+      };
+      if (silu)
+        run(heed::with_silu{});
+      else
+        run();
+      return [=]<class R>(reference::tensors<R> const& in) {
+        reference::tensor<R, 4> out(in[0].extents);
+        for (index_t b = 0; b < B; ++b)
+          for (index_t t = 0; t < N; ++t)
+            for (index_t h = 0; h < H; ++h)
+              for (index_t d = 0; d < D; ++d) {
+                R sum = 0;
+                for (index_t k = 0; k < taps; ++k)
+                  if (index_t const from = t + (taps - 1) / 2 - k; from >= 0 && from < N)
+                    sum = sum + in[1](0, k, h, d) * in[0](b, from, h, d);
+                out(b, t, h, d) = silu ? reference::silu(sum) : sum;
+              }
+        return reference::tensors<R>{out};
+      };
+    };
+    return check.forward(call(check, false)) + slopes.backward(call(slopes, true));
+  });
+}
+
 TEST_CASE("causal convolution: what does not fit is refused", "[recur][convolution]") {
   std::vector<float> numbers(200, 0.5f);
   auto const view = [&](index_t n) { return heed::bnhd(numbers.data(), 2, n, 2, 3); };

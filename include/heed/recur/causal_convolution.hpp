@@ -20,6 +20,10 @@ channel_bias(tensor_view<T, 2>, G const&...) -> channel_bias<std::remove_const_t
 /// Applies silu(x) = x / (1 + e^-x) to what a causal_convolution gives.
 struct with_silu {};
 
+/// Centres the filter of a causal_convolution, which is then causal no more: out_t = sum_k w_k x_(t + (taps - 1) / 2 - k),
+/// with 0 beyond a sequence's end. Takes no states.
+struct centred {};
+
 namespace recur::scan {
 
 inline constexpr auto is_bias = []<class T>() { return heed::detail::is_a<T, channel_bias>; };
@@ -37,6 +41,7 @@ class convolver {
   states<T> ends;
   channel_rows<T> in, weights, bias;
   index_t taps = 1;
+  index_t ahead = 0;  // the position of tap 0 after that of the result
   bool silu = false;
 
   index_t piece_rows() const { return std::max<index_t>(512, 2 * taps); }
@@ -131,7 +136,7 @@ class convolver {
       T* const x = scratch + worker * scratch_numbers();
       T* const w = x + (history() + piece_rows()) * width;
       T* const y = w + taps * width;
-      gather(in, true, sequence, first - history(), history() + rows, tile, x);
+      gather(in, true, sequence, first + ahead - history(), history() + rows, tile, x);
       take_weights(tile, true, w);
       auto const to = out.open(run.batch, run.first + first, tile, y);
       convolve(rows, taps, tile.padded, w, x, bias_of(tile, y + piece_rows() * width), to.data,
@@ -183,7 +188,7 @@ class convolver {
         T* const w = x + (history() + piece_rows()) * width;
         T* const dy = w + taps * width;
         T* const to = slope_of(chain) + first * tile.padded;
-        gather(in, true, sequence, first - history(), history() + rows, tile, x);
+        gather(in, true, sequence, first + ahead - history(), history() + rows, tile, x);
         take_weights(tile, true, w);
         convolve(rows, taps, tile.padded, w, x, bias_of(tile, dy + piece_rows() * width), to,
                  tile.padded);
@@ -214,14 +219,14 @@ class convolver {
       T* const x = scratch + worker * scratch_numbers();
       T* const w = x + (history() + piece_rows()) * width;
       T* const y = w + taps * width;
-      gather(in, true, sequence, first - history(), history() + rows, tile, x);
+      gather(in, true, sequence, first + ahead - history(), history() + rows, tile, x);
       gather_slopes(chain, first, rows, tile, y);
       for (index_t j = 0; j < taps; ++j)
         correlate(rows, tile.padded, y, x + (history() - j) * tile.padded, to + j * width);
       correlate(rows, tile.padded, y, nullptr, to + taps * width);
 
-      // dx_t = sum_k w_k slope_(t + k).
-      gather_slopes(chain, first, rows + history(), tile, x);
+      // dx_t = sum_k w_k slope_(t - ahead + k).
+      gather_slopes(chain, first - ahead, rows + history(), tile, x);
       take_weights(tile, false, w);
       auto const dx = din.open(run.batch, run.first + first, tile, y);
       convolve(rows, taps, tile.padded, w, x, nullptr, dx.data, dx.stride);
@@ -313,10 +318,12 @@ class convolver {
 template <class T, class X, class W, class O, class... I>
 auto make_convolver(tensor_view<X, 4> x, tensor_view<W, 3> weights, tensor_view<O, 4> out,
                     char const* out_name, I const&... ingredients) {
-  static_assert((true && ... &&
-                 (is_clause<I> || std::same_as<I, with_silu> || is_bias.template operator()<I>())),
-                "heed: causal_convolution takes channel_bias, with_silu, states, documents, an "
-                "executor and scratch");
+  static_assert(
+      (true && ... &&
+       (is_clause<I> || std::same_as<I, with_silu> || std::same_as<I, centred> ||
+        is_bias.template operator()<I>())),
+      "heed: causal_convolution takes channel_bias, with_silu, centred, states, documents, an "
+      "executor and scratch");
   heed::detail::expect_memory("x", x);
   heed::detail::expect_memory("weights", weights);
   require(
@@ -336,6 +343,14 @@ auto make_convolver(tensor_view<X, 4> x, tensor_view<W, 3> weights, tensor_view<
   if (work.history() == 0) work.ends = {};
   work.in = channel_rows<T>(x);
   work.weights = as_rows<T>(weights);
+  if constexpr ((false || ... || std::same_as<I, centred>)) {
+    static_assert(
+        (true && ... &&
+         !(is_state.template operator()<I>() || is_initial.template operator()<I>() ||
+           is_final.template operator()<I>() || is_final_gradient.template operator()<I>())),
+        "heed: a centred filter has no state to begin with");
+    work.ahead = work.history() / 2;
+  }
   work.silu = (false || ... || std::same_as<I, with_silu>);
   if constexpr ((false || ... || is_bias.template operator()<I>())) {
     auto const given = one_of<is_bias>(nullptr, ingredients...);
@@ -369,7 +384,7 @@ auto bias_gradient(I const&... ingredients) {
 ///   x, out    [batch, position, heads, dim]; out is not x
 ///   weights   [tap, heads, dim], tap 0 that of the current token; stride 0 shares them
 ///
-/// Ingredients, in any order: channel_bias, with_silu, state, initial_state, final_state [sequences, heads, taps - 1, dim]
+/// Ingredients, in any order: channel_bias, with_silu, centred, state, initial_state, final_state [sequences, heads, taps - 1, dim]
 /// (the last inputs, the oldest first), documents (the same offsets twice), an executor, scratch. Elements are double,
 /// float, half or bfloat16; states float or double. The same bits for every executor and however a sequence is cut.
 template <element X, element W, element O, class... Ingredients>
