@@ -193,6 +193,19 @@ class recurrence_problem {
     for_results(each);
   }
 
+  /// What has changed that must not.
+  std::string complain_about_memory() {
+    bool unwritten = true, inside = true;
+    for_inputs([&](auto& tensor) {
+      if (tensor.view().data() != nullptr) unwritten &= tensor.untouched();
+    });
+    for_results([&](auto& tensor) {
+      if (tensor.view().data() != nullptr) inside &= tensor.untouched_outside();
+    });
+    return std::string(unwritten ? "" : "an input was written to\n") +
+           (inside ? "" : "memory outside a result was written to\n");
+  }
+
   /// What is wrong with the results that are in memory.
   std::string complain_about_forward() {
     auto const exact = definition.forward(operands<golden>());
@@ -575,18 +588,6 @@ class recurrence_problem {
     f(out), f(final), f(dquery), f(dkey), f(dvalue), f(dlog_gate), f(drate), f(dlog_key_gate),
         f(dlog_value_gate), f(dinitial);
   }
-  std::string complain_about_memory() {
-    bool unwritten = true, inside = true;
-    for_inputs([&](auto& tensor) {
-      if (tensor.view().data() != nullptr) unwritten &= tensor.untouched();
-    });
-    for_results([&](auto& tensor) {
-      if (tensor.view().data() != nullptr) inside &= tensor.untouched_outside();
-    });
-    return std::string(unwritten ? "" : "an input was written to\n") +
-           (inside ? "" : "memory outside a result was written to\n");
-  }
-
   recurrence_limits limits_;
   unsigned kind_ = 0;
   bool packed_ = false, states_ = false;
