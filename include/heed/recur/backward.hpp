@@ -143,16 +143,15 @@ class backward_worker : public chunk_worker<T, Arch> {
     if (!memory.measuring()) std::fill_n(written_transposed_, columns * score_stride, T(0));
   }
 
-  /// The gradients of a chunk that begins with `state` and ends with `ended`; R becomes that of its beginning.
-  void run(state_place const& at, chunk_list::chunk const& now, T const* state, T const* ended,
-           T* gradient) {
+  /// The gradients of a chunk that begins with `state` and ends with `ended`, whose gradient is R.
+  void differentiate(state_place const& at, chunk_list::chunk const& now, T const* state,
+                     T const* ended, T const* gradient) {
     this->load_keys(at, now);
     bool const erases = p_.rule != write_rule::add && count > 0;
     if (erases)
       p_.rate.numbers.copy(at.where.batch, p_.of_state(p_.rate.heads(), at.head),
                            at.where.first_key + now.first_key, count, given_rates_, 1);
-    this->solve(state, missed_.data);
-    if (!simd::all_finite<Arch, T>(keys, count, p_.features)) rows_at_once = 1;
+    solve_with_care(state);
     simd::transpose<Arch>(p_.features, columns, state, columns, state_transposed_, features);
     if (count > 0) {
       begin_gates(state, ended, gradient);
@@ -162,25 +161,45 @@ class backward_worker : public chunk_worker<T, Arch> {
                             score_stride);
       from_end(gradient);
     }
-    bool first_to_add = true;
-    for (index_t r = 0; r < p_.readers() && now.rows > 0; ++r) {
-      read_backward(at, now, at.head * p_.readers() + r, state, first_to_add);
-      first_to_add = false;
-    }
-    if (erases) {
-      erase_backward(first_to_add);
-      first_to_add = false;
-    }
+    begin_share(added_);
+    for (index_t r = 0; r < p_.readers() && now.rows > 0; ++r)
+      read_backward(at, now, at.head * p_.readers() + r, state);
+    if (erases) erase_backward();
     if (count > 0) {
       finish_gates(at, now);
       store_keys(at, now);
-      if (first_to_add) std::fill_n(added_, p_.features * columns, T(0));
+    }
+    end_share();
+  }
+
+  /// R becomes the gradient of the state that the chunk begins with.
+  void advance(T* gradient) const {
+    if (count > 0)
       advance_state(key_fade, value_fade, {0, p_.features}, columns, added_, gradient);
-    } else if (!first_to_add) {
+    else
       for (index_t d = 0; d < p_.features * columns; d += lanes)
         (batch::load_aligned(gradient + d) + batch::load_aligned(added_ + d))
             .store_aligned(gradient + d);
+  }
+
+  void begin_gradient(state_place const& at, T* gradient) const {
+    std::fill_n(gradient, p_.features * columns, T(0));
+    if (g_.ends) g_.final.copy(at.where.sequence, at.head, 0, p_.features, gradient, columns);
+  }
+  void store_gradient(state_place const& at, T const* gradient) const {
+    if (g_.begins) g_.initial.store(at.where.sequence, at.head, 0, p_.features, gradient, columns);
+  }
+
+  /// What the rows of a chunk add to R: for chunks that are shared out, and not under the delta rule.
+  void share(state_place const& at, chunk_list::chunk const& now, T const* state, T* added) {
+    this->load_keys(at, now);
+    solve_with_care(state);
+    begin_share(added);
+    for (index_t r = 0; r < p_.readers() && now.rows > 0; ++r) {
+      load_rows(at, now, at.head * p_.readers() + r, state, false);
+      add_share(now.rows, this->seeing(), seen_dout());
     }
+    end_share();
   }
 
  private:
@@ -226,29 +245,37 @@ class backward_worker : public chunk_worker<T, Arch> {
     }
   }
 
+  void solve_with_care(T const* state) {
+    this->solve(state, missed_.data);
+    if (!simd::all_finite<Arch, T>(keys, count, p_.features)) rows_at_once = 1;
+  }
+
+  /// Queries, scores and dO of one head's rows.
+  void load_rows(state_place const& at, chunk_list::chunk const& now, index_t head, T const* state,
+                 bool for_gates) {
+    this->load_queries(at.where, head, now);
+    this->score(now.rows);
+    load_dout(at.where, head, now, state, for_gates);
+    if (count > 0 && value_fade.kind() == fading::channels)
+      value_fade.from_start(now.rows, dout_, columns, faded_dout_);
+  }
+  padded_rows<T> seen_dout() const { return count > 0 ? faded_dout_ : dout_; }
+
   /// One head's rows: dU, dK, dQ and what they say of the state that the chunk begins with.
   void read_backward(state_place const& at, chunk_list::chunk const& now, index_t head,
-                     T const* state, bool first_to_add) {
+                     T const* state) {
     place const& where = at.where;
-    index_t const first = where.first_row + now.first_row;
-    this->load_queries(where, head, now);
-    this->score(now.rows);
-    load_dout(where, head, now, state);
+    load_rows(at, now, head, state, true);
     index_t const at_once =
         simd::all_finite<Arch, T>(queries, now.rows, p_.features) &&
                 simd::all_finite<Arch, T>(row_block<T>{dout_.data, columns}, now.rows, p_.columns)
             ? rows_at_once
             : 1;
-    if (count > 0) {
-      value_fade.scatter(at_once, this->scores, dout_, columns, dwritten_);
-      if (value_fade.kind() == fading::channels)
-        value_fade.from_start(now.rows, dout_, columns, faded_dout_);
-    }
-    padded_rows<T> const seen = count > 0 ? faded_dout_ : dout_;
-    see_backward(at_once, false, now.rows, queries, this->seeing(), dout_, seen, dqueries_,
-                 first_to_add);
+    if (count > 0) value_fade.scatter(at_once, this->scores, dout_, columns, dwritten_);
+    see_backward(at_once, false, now.rows, queries, this->seeing(), dout_, seen_dout(), dqueries_);
     add_to_gates(now.rows, queries, dqueries_, 1);
-    store_features(side::query, p_.query, g_.query, where.batch, p_.query_head(head), head, first,
+    store_features(side::query, p_.query, g_.query, where.batch, p_.query_head(head), head,
+                   where.first_row + now.first_row,
                    p_.causal ? now.first_row + where.keys - where.rows : now.first_row, now.rows,
                    queries, dqueries_);
   }
@@ -256,7 +283,7 @@ class backward_worker : public chunk_worker<T, Arch> {
   /// Rows x that read with the gradient dz: dx, dK += scatter(dP, x), and R's share.
   void see_backward(index_t at_once, bool strict, index_t rows, row_block<T> x,
                     row_block<T> x_from_start, padded_rows<T> dz, padded_rows<T> dz_from_start,
-                    padded_rows<T> dx, bool first_to_add) {
+                    padded_rows<T> dx) {
     product<false, Arch>(rows, p_.columns, {dz_from_start.data, columns, 1}, state_transposed_,
                          features, features, dx.data, features);
     if (count > 0) {
@@ -271,21 +298,33 @@ class backward_worker : public chunk_worker<T, Arch> {
       key_fade.gather(at_once, dscores_, keys, features, dx);
       key_fade.scatter(at_once, dscores_, x, features, dkeys_);
     }
+    add_share(rows, x_from_start, dz_from_start);
+  }
+
+  void begin_share(T* to) {
+    share_ = to;
+    share_is_empty_ = true;
+  }
+  void add_share(index_t rows, row_block<T> x_from_start, row_block<T> dz_from_start) {
     auto const across = this->across(x_from_start);
-    if (first_to_add)
-      product<false, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, added_,
+    if (share_is_empty_)
+      product<false, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, share_,
                            columns);
     else
-      product<true, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, added_,
+      product<true, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, share_,
                           columns);
+    share_is_empty_ = false;
+  }
+  void end_share() {
+    if (share_is_empty_) std::fill_n(share_, p_.features * columns, T(0));
   }
 
   /// The gradient of rows before they were normalised, with that of their divisor for a column.
-  void load_dout(place const& where, index_t head, chunk_list::chunk const& now, T const* state) {
+  void load_dout(place const& where, index_t head, chunk_list::chunk const& now, T const* state,
+                 bool for_gates) {
     index_t const first = where.first_row + now.first_row;
     g_.dout.copy(where.batch, head, first, now.rows, dout_.data, columns);
-    bool const needs_out = p_.is_normalised || g_.value_gate.wanted;
-    if (!needs_out) return;
+    if (!p_.is_normalised && !(for_gates && g_.value_gate.wanted && count > 0)) return;
     if (p_.is_normalised)
       sum_weights(state, now.rows);
     else
@@ -303,7 +342,7 @@ class backward_worker : public chunk_worker<T, Arch> {
         multiply_row<Arch>(by != T(0) ? 1 / by : T(0), dout_[i], columns, dout_[i]);
         if (by == T(0)) std::fill_n(dout_[i], p_.columns, T(0));
       } else {
-        if (count > 0) add_products(out[i], dout_[i], columns, T(1), value_sums_ + i * columns);
+        add_products(out[i], dout_[i], columns, T(1), value_sums_ + i * columns);
       }
     }
   }
@@ -319,7 +358,7 @@ class backward_worker : public chunk_worker<T, Arch> {
   }
 
   /// Through the delta rule: from the gradient of what was written to that of what was missed, the last token first.
-  void erase_backward(bool first_to_add) {
+  void erase_backward() {
     for (index_t first = (count - 1) / block * block; first >= 0; first -= block) {
       index_t const last = std::min(first + block, count);
       if (last < count)
@@ -338,8 +377,7 @@ class backward_worker : public chunk_worker<T, Arch> {
     for (index_t i = 0; i < count; ++i) multiply_row<Arch>(T(-1), dwritten_[i], columns, dout_[i]);
     for (index_t i = 0; i < count; ++i)
       multiply_row<Arch>(T(-1), this->keys_from_start[i], features, this->keys_from_start[i]);
-    see_backward(rows_at_once, true, count, keys, this->keys_from_start, dout_, dout_, dqueries_,
-                 first_to_add);
+    see_backward(rows_at_once, true, count, keys, this->keys_from_start, dout_, dout_, dqueries_);
     add_to_gates(count, keys, dqueries_, 1);
     erased_ = true;
   }
@@ -489,16 +527,18 @@ class backward_worker : public chunk_worker<T, Arch> {
   double* value_total_ = nullptr;
   T* gate_row_;
   bool erased_ = false;
+  T* share_ = nullptr;  // of R, from the rows so far
+  bool share_is_empty_ = true;
 };
 
 /// All chunks of one state, the last first. States are made anew from saved ones some chunks apart.
-template <class Arch, class T>
+template <class T, class Arch>
 class backward_run {
  public:
   static constexpr index_t most_saved = 128;
 
   backward_run(arena& memory, problem<T> const& p, gradients<T> const& g, index_t most_chunks)
-      : p_(p), g_(g), worker_(memory, p, g), size_(worker_.state_size()) {
+      : p_(p), worker_(memory, p, g), size_(worker_.state_size()) {
     apart_ = most_chunks <= most_saved
                  ? std::max<index_t>(most_chunks, 1)
                  : static_cast<index_t>(std::ceil(std::sqrt(static_cast<double>(most_chunks))));
@@ -512,9 +552,7 @@ class backward_run {
   void run(state_place const& at) {
     chunk_list const chunks(at.where, p_.causal, p_.chunk);
     index_t const count = chunks.size();
-    std::fill_n(gradient_, size_, T(0));
-    if (g_.ends)
-      g_.final.copy(at.where.sequence, at.head, 0, p_.features, gradient_, worker_.columns);
+    worker_.begin_gradient(at, gradient_);
     worker_.load_state(at, saved_);
     index_t const last_saved = count > 0 ? (count - 1) / apart_ * apart_ : 0;
     for (index_t n = 0; n < last_saved; ++n) {
@@ -524,15 +562,15 @@ class backward_run {
     }
     for (index_t first = last_saved; count > 0 && first >= 0; first -= apart_) {
       index_t const last = std::min(first + apart_, count);
+      auto const state = [&](index_t n) { return states_ + (n - first) * size_; };
       std::copy_n(saved_ + first / apart_ * size_, size_, states_);
-      for (index_t n = first; n < last; ++n)
-        advance(at, chunks[n], states_ + (n - first) * size_, states_ + (n + 1 - first) * size_);
-      for (index_t n = last; n-- > first;)
-        worker_.run(at, chunks[n], states_ + (n - first) * size_, states_ + (n + 1 - first) * size_,
-                    gradient_);
+      for (index_t n = first; n < last; ++n) advance(at, chunks[n], state(n), state(n + 1));
+      for (index_t n = last; n-- > first;) {
+        worker_.differentiate(at, chunks[n], state(n), state(n + 1), gradient_);
+        worker_.advance(gradient_);
+      }
     }
-    if (g_.begins)
-      g_.initial.store(at.where.sequence, at.head, 0, p_.features, gradient_, worker_.columns);
+    worker_.store_gradient(at, gradient_);
   }
 
  private:
@@ -547,7 +585,6 @@ class backward_run {
   }
 
   problem<T> const& p_;
-  gradients<T> const& g_;
   backward_worker<T, Arch> worker_;
   index_t size_;
   index_t apart_;
@@ -557,12 +594,94 @@ class backward_run {
   T* added_;
 };
 
+/// The chunks of few states shared out among the workers: states first, then R between them, then the gradients.
+template <class T, class Arch>
+class shared_backward {
+ public:
+  shared_backward(arena& memory, problem<T> const& p, gradients<T> const& g,
+                  any_executor const& run_on)
+      : p_(p),
+        g_(g),
+        run_on_(run_on),
+        shared_(p, run_on),
+        blocks_((shared_.most + shared_.at_a_time - 1) / shared_.at_a_time),
+        size_(shared_.states() * shared_.size()),
+        running_(memory.take<T>(size_)),
+        gradient_(memory.take<T>(size_)),
+        saved_(memory.take<T>(blocks_ * size_)),
+        begins_(shared_.take_slots(memory)),
+        ends_(shared_.take_slots(memory)),
+        fades_(shared_.take_fades(memory)),
+        workers_(memory, run_on.concurrency(), p, g) {}
+
+  void run() {
+    index_t const states = shared_.states(), size = shared_.size();
+    parallel_for(run_on_, states, [&](index_t n, index_t worker) {
+      worker_at(worker).load_state(shared_.place_of(n), running_ + n * size);
+      worker_at(worker).begin_gradient(shared_.place_of(n), gradient_ + n * size);
+    });
+    for (index_t block = 0; block < blocks_; ++block) {
+      std::copy_n(running_, size_, saved_ + block * size_);
+      if (block + 1 < blocks_) find_states(block);
+    }
+    for (index_t block = blocks_; block-- > 0;) {
+      std::copy_n(saved_ + block * size_, size_, running_);
+      find_states(block);
+      shared_.over(chunks_of(block), [&](index_t worker, index_t n, index_t c,
+                                         state_place const& at, chunk_list::chunk const& now) {
+        worker_at(worker).share(at, now, shared_.slot(begins_, n, c), shared_.slot(ends_, n, c));
+      });
+      shared_.pass_on(chunks_of(block), true, gradient_, ends_, fades_);
+      shared_.over(chunks_of(block), [&](index_t worker, index_t n, index_t c,
+                                         state_place const& at, chunk_list::chunk const& now) {
+        index_t const after = chunks_of(block).first + c + 1;
+        bool const is_last = after == chunks_of(block).last ||
+                             after == chunk_list(at.where, p_.causal, p_.chunk).size();
+        worker_at(worker).differentiate(
+            at, now, shared_.slot(begins_, n, c),
+            is_last ? running_ + n * size : shared_.slot(begins_, n, c + 1),
+            shared_.slot(ends_, n, c));
+      });
+    }
+    parallel_for(run_on_, states, [&](index_t n, index_t worker) {
+      worker_at(worker).store_gradient(shared_.place_of(n), gradient_ + n * size);
+    });
+  }
+
+ private:
+  backward_worker<T, Arch>& worker_at(index_t worker) { return workers_.get(worker, p_, g_); }
+  interval chunks_of(index_t block) const {
+    index_t const first = block * shared_.at_a_time;
+    return {first, std::min(first + shared_.at_a_time, shared_.most)};
+  }
+  void find_states(index_t block) {
+    shared_.over(chunks_of(block), [&](index_t worker, index_t n, index_t c, state_place const& at,
+                                       chunk_list::chunk const& now) {
+      auto& w = worker_at(worker);
+      w.load_keys(at, now);
+      w.write(shared_.slot(begins_, n, c));
+      shared_.store_fades(w, shared_.fades_of(fades_, n, c));
+    });
+    shared_.pass_on(chunks_of(block), false, running_, begins_, fades_);
+  }
+
+  problem<T> const& p_;
+  gradients<T> const& g_;
+  any_executor const& run_on_;
+  shared_chunks<Arch, T> shared_;
+  index_t blocks_;
+  index_t size_;  // of a state for each
+  T *running_, *gradient_, *saved_, *begins_, *ends_, *fades_;
+  per_worker<backward_worker<T, Arch>> workers_;
+};
+
 /// A call, its shapes checked.
 template <class Arch, class T>
 void backward_pass(problem<T> const& p, gradients<T> g, any_executor const& run_on,
                    workspace& scratch_memory) {
   index_t const states = p.sequences.count * p.shape.state_heads;
   index_t const workers = std::min(run_on.concurrency(), std::max<index_t>(states, 1));
+  bool const shares = p.rule == write_rule::add && states < run_on.concurrency();
   index_t most_chunks = 0;
   for (index_t s = 0; s < p.sequences.count; ++s)
     most_chunks = std::max(most_chunks, chunk_list(p.sequences.at(s), p.causal, p.chunk).size());
@@ -571,19 +690,28 @@ void backward_pass(problem<T> const& p, gradients<T> g, any_executor const& run_
   g.for_each([&](gradient_rows<T>& rows) {
     if (&rows != &g.query) rows.heads = p.shape.state_heads;
   });
-  arena measure, measure_worker;
-  g.for_each([&](gradient_rows<T>& rows) { rows.take_buffer(measure); });
-  backward_run<Arch, T>(measure_worker, p, g, most_chunks);
-  std::byte* const memory = scratch_memory.reserve(
-      measure.used() + static_cast<std::size_t>(workers) * measure_worker.used());
-  arena buffers(memory);
-  g.for_each([&](gradient_rows<T>& rows) { rows.take_buffer(buffers); });
-  std::byte* const own = memory + buffers.used();
-  parallel_for(run_on, states, [&](index_t n, index_t worker) {
-    arena mine(own + static_cast<std::size_t>(worker) * measure_worker.used());
-    backward_run<Arch, T>(mine, p, g, most_chunks)
-        .run({p.sequences.at(n / p.shape.state_heads), n % p.shape.state_heads});
-  });
+  using in_order = backward_run<T, Arch>;
+  using shared_out = shared_backward<T, Arch>;
+  auto const take_buffers = [&](arena& memory) {
+    g.for_each([&](gradient_rows<T>& rows) { rows.take_buffer(memory); });
+  };
+  arena measure;
+  take_buffers(measure);
+  if (shares)
+    shared_out(measure, p, g, run_on);
+  else
+    per_worker<in_order>(measure, workers, p, g, most_chunks);
+  arena memory(scratch_memory.reserve(measure.used()));
+  take_buffers(memory);
+  if (shares) {
+    shared_out(memory, p, g, run_on).run();
+  } else {
+    per_worker<in_order> own(memory, workers, p, g, most_chunks);
+    parallel_for(run_on, states, [&](index_t n, index_t worker) {
+      own.get(worker, p, g, most_chunks)
+          .run({p.sequences.at(n / p.shape.state_heads), n % p.shape.state_heads});
+    });
+  }
   g.for_each([&](gradient_rows<T>& rows) { rows.add_up(run_on); });
 }
 

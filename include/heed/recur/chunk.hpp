@@ -144,6 +144,10 @@ class chunk_worker {
 
   /// What the chunk adds to the state, [feature][columns].
   void write(T* added) {
+    if (count == 0) {
+      std::fill_n(added, state_size(), T(0));
+      return;
+    }
     fade_written();
     product<false, Arch>(p_.features, count, across(keys_left()), written_at_end.data,
                          written_at_end.stride, columns, added, columns);

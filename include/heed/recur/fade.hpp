@@ -4,7 +4,7 @@
 #include <heed/recur/problem.hpp>
 #include <heed/simd/dot.hpp>
 #include <heed/simd/math.hpp>
-#include <heed/simd/multiply.hpp>
+#include <heed/simd/product.hpp>
 #include <heed/simd/transpose.hpp>
 
 /// The products inside a chunk of tokens, with what fades between two of them.
@@ -20,32 +20,7 @@
 /// a block from token to token.
 namespace heed::recur {
 
-/// c (+)= a b for `columns` columns, a number of whole registers; see simd::multiply.
-template <bool Accumulate, class Arch, class T>
-void product(index_t rows, index_t depth, simd::scalar_rows<T> a, T const* b, index_t b_stride,
-             index_t columns, T* c, index_t c_stride) {
-  using shape = simd::tile_shape<T, Arch>;
-  if (rows <= 0) return;
-  index_t at = 0, left = columns / shape::lanes;
-  auto const tile = [&]<int Registers>(std::integral_constant<int, Registers>) {
-    simd::multiply<Registers, Accumulate, Arch>(rows, depth, a, b + at, b_stride, c + at, c_stride);
-    at += Registers * shape::lanes;
-    left -= Registers;
-  };
-  while (left > 0) {
-    if constexpr (shape::many_registers)
-      if (left % 3 != 0 && left >= 4) {
-        tile(std::integral_constant<int, 4>());
-        continue;
-      }
-    if (left == 1)
-      tile(std::integral_constant<int, 1>());
-    else if (left == 2 || left == 4)
-      tile(std::integral_constant<int, 2>());
-    else
-      tile(std::integral_constant<int, 3>());
-  }
-}
+using simd::product;
 
 /// to[i] = e^x[i] for x <= 0.
 template <class Arch, class T>
