@@ -746,7 +746,7 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
   g.key = gradient_to<T>("dkey", dkey, key, "key");
   g.value = gradient_to<T>("dvalue", dvalue, value, "value");
 
-  auto const use = [&](auto const& ingredient) {
+  [[maybe_unused]] auto const use = [&](auto const& ingredient) {
     using kind = std::remove_cvref_t<decltype(ingredient)>;
     if constexpr (is_decay.template operator()<kind>()) {
       if (ingredient.gradient.data() != nullptr)

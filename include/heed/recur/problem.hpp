@@ -309,7 +309,7 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
     p.sequences.count = shape.sequences = static_cast<index_t>(packed.queries.size()) - 1;
   }
 
-  auto const use_map = [&](auto const& ingredient) {
+  [[maybe_unused]] auto const use_map = [&](auto const& ingredient) {
     if constexpr (feature_map<std::remove_cvref_t<decltype(ingredient)>>)
       p.map = feature_map_view<T>(ingredient);
   };
@@ -334,7 +334,7 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   shape.state_heads = std::max(shape.key_heads, shape.value_heads);
 
   constexpr auto below_zero = [](auto g) { return g <= 0; };
-  auto const use_decay = [&](auto const& ingredient) {
+  [[maybe_unused]] auto const use_decay = [&](auto const& ingredient) {
     using kind = std::remove_cvref_t<decltype(ingredient)>;
     if constexpr (is_a<kind, decay> || is_a<kind, key_decay> || is_a<kind, value_decay>) {
       constexpr bool of_value = is_a<kind, value_decay>;
@@ -389,7 +389,7 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   if (p.value_fading != fading::none) shares("the gate of values", p.value_gate.heads());
   if (p.rule != write_rule::add) shares("the rate", p.rate.heads());
 
-  auto const use_state = [&](auto const& ingredient) {
+  [[maybe_unused]] auto const use_state = [&](auto const& ingredient) {
     using kind = std::remove_cvref_t<decltype(ingredient)>;
     if constexpr (is_a<kind, state> || is_a<kind, initial_state>) {
       expect_state("the initial state", ingredient.view, shape, p.features, p.columns);
