@@ -146,10 +146,21 @@ void expect_layers(char const* name, memory_layers<L> const& layers,
            std::to_string(like.size()) + ", as the memory's weights";
   });
   for (std::size_t l = 0; l < layers.size(); ++l) {
-    std::string const of_layer = std::string(name) + "[" + std::to_string(l) + "]";
-    expect_like(of_layer.c_str(), layers[l], like[l].extents(), "the memory's weights");
-    expect_memory(of_layer.c_str(), layers[l]);
-    if constexpr (!std::is_const_v<L>) expect_distinct_elements(of_layer.c_str(), layers[l]);
+    tensor_view<L, 4> const& layer = layers[l];
+    auto const named = [&](std::string const& what) {
+      return std::string(name) + "[" + std::to_string(l) + "] " + what;
+    };
+    require(layer.extents() == like[l].extents(), [&] {
+      return named("has shape " + shape_text(layer.extents()) + "; expected that of the memory's " +
+                   "weights, " + shape_text(like[l].extents()));
+    });
+    require(layer.data() != nullptr || layer.size() == 0,
+            [&] { return named("has shape " + shape_text(layer.extents()) + " and no memory"); });
+    for (int axis = 0; axis < 4 && !std::is_const_v<L>; ++axis)
+      require(layer.extent(axis) <= 1 || layer.stride(axis) != 0 || layer.size() == 0, [&] {
+        return named("is written to, and has stride 0 along axis " + std::to_string(axis) +
+                     " of shape " + shape_text(layer.extents()));
+      });
   }
 }
 
