@@ -10,8 +10,8 @@
 #include <heed/mechanism/fast_attention.hpp>
 #include <heed/recur/features/elementwise.hpp>
 
-// What the specification says of BASED, Fastmax, cosFormer and Efficient Attention: limits in which they are one another,
-// conserved sums, hazards, and what is refused.
+// What the specification says of BASED, Fastmax, cosFormer and Efficient Attention: limits in which they are one
+// another, conserved sums, hazards, and what is refused.
 
 using heed::index_t;
 using heed::standardisation;

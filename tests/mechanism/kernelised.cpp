@@ -14,8 +14,8 @@
 
 #include <functional>
 
-// Kernelised linear attention: every feature map in the engine, against the definition token by token, and what must hold
-// for all of them.
+// Kernelised linear attention: every feature map in the engine, against the definition token by token, and what must
+// hold for all of them.
 
 using heed::index_t;
 using heed::normalised;

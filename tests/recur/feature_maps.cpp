@@ -45,7 +45,8 @@ feature_rows<T> view_of(guarded<T, 2>& rows, reference::feature_place const& fir
 /// How large the numbers are that a row's exponents are computed from: e^x is as exact as x is.
 constexpr auto no_exponents = [](std::vector<double> const&) { return 0.0; };
 
-/// The features and the gradient of some rows in the type T, against the definition; `variants` evaluate it otherwise.
+/// The features and the gradient of some rows in the type T, against the definition; `variants` evaluate it
+/// otherwise.
 template <class T, class Map, class Definition, class Exponents, class... Variant>
 std::string complaint_about(support::random& draw, Map const& map, Definition const& definition,
                             index_t dim, Exponents const& exponents_of,

@@ -183,8 +183,8 @@ struct dpfp {
   }
 };
 
-/// The products of up to `degree` channels of sqrt(scale) x, non-decreasing lists of channels in lexicographic order, each
-/// divided by the roots of the factorials of how often a channel occurs.
+/// The products of up to `degree` channels of sqrt(scale) x, non-decreasing lists of channels in lexicographic
+/// order, each divided by the roots of the factorials of how often a channel occurs.
 struct polynomial {
   index_t degree = 2;
   double scale = 1;
@@ -347,8 +347,8 @@ struct favor_relu {
   }
 };
 
-/// m^-1/2 (exp(omega x' - |x'|^2 / 2 - c) + epsilon); c is the largest product of a query, and key_shift of a key. With
-/// `bare_queries` they do without |x'|^2 / 2.
+/// m^-1/2 (exp(omega x' - |x'|^2 / 2 - c) + epsilon); c is the largest product of a query, and key_shift of a key.
+/// With `bare_queries` they do without |x'|^2 / 2.
 struct favor_positive {
   tensor<double, 2> omega;
   std::function<double(feature_place const&)> key_shift;

@@ -5,7 +5,8 @@
 #include <cmath>
 #include <vector>
 
-/// Attention whose weights are a product of features, from its weights, pair by pair: for any type of number, so that gradients can be traced.
+/// Attention whose weights are a product of features, from its weights, pair by pair: for any type of number, so
+/// that gradients can be traced.
 namespace reference {
 
 /// The number that a traced number has now.
@@ -71,8 +72,8 @@ struct kernel_call {
     return out;
   }
 
-  /// out_i = sum_j w_ij v_j / max(sum_j w_ij + epsilon, at_least), where weight(b, query head, i, key head, j) is w_ij; 0 if
-  /// that is 0 / 0. Causal over j <= i + M - N.
+  /// out_i = sum_j w_ij v_j / max(sum_j w_ij + epsilon, at_least), where weight(b, query head, i, key head, j) is
+  /// w_ij; 0 if that is 0 / 0. Causal over j <= i + M - N.
   template <class T, class Weight>
   tensor<T, 4> average(tensor<T, 4> const& query, tensor<T, 4> const& key,
                        tensor<T, 4> const& value, Weight weight) const {
@@ -197,7 +198,8 @@ std::vector<T> cosine_features(std::vector<T> const& x, index_t position, double
   return phi;
 }
 
-/// softmax over channels of queries times the average of values by the softmax over positions of each channel of keys.
+/// softmax over channels of queries times the average of values by the softmax over positions of each channel of
+/// keys.
 template <class T>
 tensor<T, 4> efficient_attention(tensor<T, 4> const& query, tensor<T, 4> const& key,
                                  tensor<T, 4> const& value, index_t heads, bool causal) {
@@ -258,8 +260,8 @@ std::vector<T> positive_features(tensor<double, 2> const& omega, std::vector<T> 
   return phi;
 }
 
-/// Performer: the constants, over all keys or, in the causal form, 0, are no variables. By pairs, or by sums of features over keys,
-/// with constants always.
+/// Performer: the constants, over all keys or, in the causal form, 0, are no variables. By pairs, or by sums of
+/// features over keys, with constants always.
 template <class T>
 tensor<T, 4> performer(tensor<T, 4> const& query, tensor<T, 4> const& key,
                        tensor<T, 4> const& value, tensor<double, 2> const& omega,

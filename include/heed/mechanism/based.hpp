@@ -3,14 +3,14 @@
 #include <heed/linear.hpp>
 #include <heed/recur/features/polynomial.hpp>
 
-/// The linear layer of BASED (Arora et al.: Simple Linear Attention Language Models Balance the Recall-Throughput Tradeoff):
-/// attention with the second-order Taylor polynomial of the exponential, whose weights are never below 1/2,
+/// The linear layer of BASED (Arora et al.: Simple Linear Attention Language Models Balance the Recall-Throughput
+/// Tradeoff): attention with the second-order Taylor polynomial of the exponential, whose weights are at least 1/2,
 ///
-///     out_i = sum_(j <= i) f(s_ij) v_j / sum_(j <= i) f(s_ij),   f(s) = 1 + s + s^2 / 2,   s_ij = q_i.k_j / sqrt(head_dim)
+///     out_i = sum_(j <= i) f(s_ij) v_j / sum_(j <= i) f(s_ij),  f(s) = 1 + s + s^2 / 2,  s_ij = q_i.k_j / sqrt(head_dim)
 ///
-/// for queries and keys of few channels, 16 in the paper: a state has 1 + D + D (D + 1) / 2 rows of value_dim + 1 numbers. The paper
-/// alternates such layers with others of exact attention in a window of 64 or 128 tokens, `attention(q, k, v, out, causal{} &
-/// sliding_window{63, 0})`; there is nothing that the two have in common.
+/// for queries and keys of few channels, 16 in the paper: a state has 1 + D + D (D + 1) / 2 rows of value_dim + 1
+/// numbers. The paper alternates such layers with others of exact attention in a window of 64 or 128 tokens,
+/// `attention(q, k, v, out, sliding_window{63, 0})`; there is nothing that the two have in common.
 namespace heed {
 
 /// What the sum of weights is increased by: nothing, next to weights of at least 1/2.

@@ -7,12 +7,12 @@
 ///
 ///     w_ij = relu(q_i) . relu(k_j) cos(pi (i - j) / 2 m),     out_i = sum_j w_ij v_j / max(sum_j w_ij, 1e-6)
 ///
-/// for a horizon m no shorter than the sequence; far keys count less the nearer they are to it, and results depend on it. Causal, the
-/// last query stands where the last key does; with dense{} query i and key i stand at one place.
+/// for a horizon m no shorter than the sequence; far keys count less the nearer they are to it, and results depend
+/// on it. Causal, the last query stands where the last key does; with dense{} query i and key i stand at one place.
 namespace heed {
 
-/// The horizon m, and how many tokens of a sequence were before this call's; a sequence that is worked on in several calls has
-/// one horizon for all of them. Default: the longer of queries and keys, and no tokens before.
+/// The horizon m, and how many tokens of a sequence were before this call's; a sequence that is worked on in several
+/// calls has one horizon for all of them. Default: the longer of queries and keys, and no tokens before.
 struct cosine_horizon {
   index_t positions = 0;
   index_t tokens_before = 0;
@@ -69,8 +69,8 @@ void cosformer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
       all_of<detail::is_no_cosine_horizon>(ingredients...));
 }
 
-/// One token; `state` is [batch, state heads, 2 head_dim, value_dim + 1], and `at` the horizon, fixed beforehand, and how many tokens
-/// the state has seen.
+/// One token; `state` is [batch, state heads, 2 head_dim, value_dim + 1], and `at` the horizon, fixed beforehand,
+/// and how many tokens the state has seen.
 template <element Q, element K, element V, element O, class S, class... Ingredients>
 void cosformer_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                     tensor_view<O, 4> out, tensor_view<S, 4> state, cosine_horizon const& at,

@@ -6,17 +6,18 @@
 
 #include <cmath>
 
-/// Efficient Attention (Shen et al.: Efficient Attention, Attention with Linear Complexities): queries choose among channels,
-/// channels average values over positions,
+/// Efficient Attention (Shen et al.: Efficient Attention, Attention with Linear Complexities): queries choose among
+/// channels, channels average values over positions,
 ///
 ///     out = A (B^T v),   A = softmax of each query over its channels,   B = softmax of each channel over the keys
 ///
-/// with any number of queries and keys. The rows of A B^T are weights of sum 1. The causal form, which is ours, has softmaxes over the keys
-/// so far in B: with z_t = log sum_(s <= t) e^k_s of each channel, S_t = diag(e^(z_(t-1) - z_t)) S_(t-1) + e^(k_t - z_t) v_t^T.
+/// with any number of queries and keys. The rows of A B^T are weights of sum 1. The causal form, which is ours, has
+/// softmaxes over the keys so far in B: with z_t = log sum_(s <= t) e^k_s of each channel, S_t = diag(e^(z_(t-1) -
+/// z_t)) S_(t-1) + e^(k_t - z_t) v_t^T.
 namespace heed {
 
-/// z of each channel of the keys so far, which belongs to the state of causal_efficient_attention: read where the state is, and updated where
-/// that is. Begins as -infinity.
+/// z of each channel of the keys so far, which belongs to the state of causal_efficient_attention: read where the
+/// state is, and updated where that is. Begins as -infinity.
 ///
 ///   view   [sequences, heads of the keys, head_dim]
 struct running_log_total {
@@ -45,8 +46,8 @@ recur::sequence_list efficient_attention_sequences(tensor_view<Q, 4> query, tens
 
 }  // namespace detail
 
-/// Shapes as those of linear_attention; ingredients are documents, executor and scratch. The weights B are kept in memory of the
-/// calling thread that only grows.
+/// Shapes as those of linear_attention; ingredients are documents, executor and scratch. The weights B are kept in
+/// memory of the calling thread that only grows.
 template <element Q, element K, element V, element O, class... Ingredients>
 void efficient_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                          tensor_view<O, 4> out, Ingredients const&... ingredients) {
@@ -148,8 +149,9 @@ void update_log_total(tensor_view<double, 3> now, I const&... ingredients) {
 
 }  // namespace detail
 
-/// Causal efficient attention; shapes as those of linear_attention. Ingredients are states with their running_log_total, documents, chunk_size,
-/// executor and scratch. A state is [sequences, state heads, head_dim, value_dim].
+/// Causal efficient attention; shapes as those of linear_attention. Ingredients are states with their
+/// running_log_total, documents, chunk_size, executor and scratch. A state is [sequences, state heads, head_dim,
+/// value_dim].
 template <element Q, element K, element V, element O, class... Ingredients>
 void causal_efficient_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key,
                                 tensor_view<V, 4> value, tensor_view<O, 4> out,
@@ -223,8 +225,8 @@ void causal_efficient_attention_step(tensor_view<Q, 4> query, tensor_view<K, 4> 
   detail::update_log_total(parts.log_total, total);
 }
 
-/// The other normalisation of the paper, by lengths: out = q / sqrt(N) (k / sqrt(M))^T v. One sequence a batch entry; ingredients are executor
-/// and scratch.
+/// The other normalisation of the paper, by lengths: out = q / sqrt(N) (k / sqrt(M))^T v. One sequence a batch
+/// entry; ingredients are executor and scratch.
 template <element Q, element K, element V, element O, class... Ingredients>
 void efficient_attention_by_length(tensor_view<Q, 4> query, tensor_view<K, 4> key,
                                    tensor_view<V, 4> value, tensor_view<O, 4> out,

@@ -6,13 +6,14 @@
 
 #include <cmath>
 
-/// FAST (Gerami et al.: FAST, Factorizable Attention for Speeding up Transformers), or Fastmax: softmax with the exponential cut off,
+/// FAST (Gerami et al.: FAST, Factorizable Attention for Speeding up Transformers), or Fastmax: softmax with the
+/// exponential cut off,
 ///
 ///     a_ij = f(s_ij) / sum_j f(s_ij),   f(s) = sum_(l <= degree) s^l / l!,   s_ij = scale q^_i . k^_j
 ///
-/// over j <= i or, with dense{}, over all keys, where q^ and k^ are standardised. For an even degree f is positive, at least 1/2 for 2;
-/// for an odd one weights may be negative and their sum 0, unless |s| stays below 1: degree 1 asks for by_largest_norm. Degree 2, no
-/// standardisation and scale head_dim^-1/2 is BASED.
+/// over j <= i or, with dense{}, over all keys, where q^ and k^ are standardised. For an even degree f is positive,
+/// at least 1/2 for 2; for an odd one weights may be negative and their sum 0, unless |s| stays below 1: degree 1
+/// asks for by_largest_norm. Degree 2, no standardisation and scale head_dim^-1/2 is BASED.
 namespace heed {
 
 /// How queries and keys are standardised.
@@ -36,7 +37,8 @@ struct fastmax_gradient_page {};
 inline constexpr auto is_fastmax = []<class T>() { return std::same_as<T, fastmax>; };
 inline constexpr auto is_no_fastmax = []<class T>() { return !std::same_as<T, fastmax>; };
 
-/// The features of rows that are standardised first. `query_divisor` and `key_divisor`, [batch, heads], are those of by_largest_norm.
+/// The features of rows that are standardised first. `query_divisor` and `key_divisor`, [batch, heads], are those of
+/// by_largest_norm.
 template <class D>
 struct fastmax_map {
   polynomial powers;
@@ -153,8 +155,8 @@ void write_divisors(any_executor const& run_on, tensor_view<X, 4> x, tensor_view
   });
 }
 
-/// The gradient through the divisor too: with partial = d loss / d x at a fixed divisor |x_a|, the largest row a loses
-/// (sum_j partial_j . x_j) x_a / |x_a|^2.
+/// The gradient through the divisor too: with partial = d loss / d x at a fixed divisor |x_a|, the largest row a
+/// loses (sum_j partial_j . x_j) x_a / |x_a|^2.
 template <class T, class X, class DX>
 void finish_divisor_gradient(any_executor const& run_on, tensor_view<X, 4> x,
                              tensor_view<T, 4> partial, tensor_view<DX, 4> dx) {
@@ -256,8 +258,8 @@ void fast_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
       ingredients...);
 }
 
-/// One token; `state` is [batch, state heads, polynomial::features(head_dim), value_dim + 1]. Not by_largest_norm, which is known at
-/// the end only.
+/// One token; `state` is [batch, state heads, polynomial::features(head_dim), value_dim + 1]. Not by_largest_norm,
+/// which is known at the end only.
 template <element Q, element K, element V, element O, class S, class... Ingredients>
 void fast_attention_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                          tensor_view<O, 4> out, tensor_view<S, 4> state,

@@ -9,9 +9,9 @@
 
 #include <string>
 
-/// Feature maps with learned parameters: T2R (Kasai et al.: Finetuning Pretrained Transformers into RNNs) and Hedgehog
-/// (Zhang et al.: The Hedgehog & the Porcupine). They are functions from rows to rows of features, which linear_attention then takes
-/// for its queries and keys:
+/// Feature maps with learned parameters: T2R (Kasai et al.: Finetuning Pretrained Transformers into RNNs) and
+/// Hedgehog (Zhang et al.: The Hedgehog & the Porcupine). They are functions from rows to rows of features, which
+/// linear_attention then takes for its queries and keys:
 ///
 ///     t2r_features(q, weights, bias, phi_q);
 ///     t2r_features(k, weights, bias, phi_k);
@@ -21,8 +21,8 @@
 ///   weights   [heads or 1, dim, width], bias [heads or 1, width]; an extent of 1 is for all heads
 ///   phi       [batch, position, heads, features]: width of them for T2R, 2 width for Hedgehog
 ///
-/// Elements are double, float, half or bfloat16, each tensor its own. A backward pass writes dx, dweights and dbias, shaped as x, weights
-/// and bias, from dphi; its sums have the same order for every executor.
+/// Elements are double, float, half or bfloat16, each tensor its own. A backward pass writes dx, dweights and dbias,
+/// shaped as x, weights and bias, from dphi; its sums have the same order for every executor.
 namespace heed {
 
 /// Maps y = x W + b to features: relu(y).
@@ -80,8 +80,8 @@ struct hedgehog_softmax {
   }
 };
 
-/// [e^(y - c), e^(-y - c)] for normalised attention, where c cancels: the largest |y| of a row of queries, and of keys `shift`, which all keys of
-/// a head have in common.
+/// [e^(y - c), e^(-y - c)] for normalised attention, where c cancels: the largest |y| of a row of queries, and of
+/// keys `shift`, which all keys of a head have in common.
 struct hedgehog_exponential {
   double shift = 0;
   bool of_queries = false;
@@ -214,7 +214,8 @@ class learned_rows {
   }
   index_t padded_dim() const { return padded_dim_; }
 
-  /// The gradients of the parameters, from dy [batch, head, position, padded()]. A piece owns some channels of a head's weights.
+  /// The gradients of the parameters, from dy [batch, head, position, padded()]. A piece owns some channels of a
+  /// head's weights.
   template <class Executor, class DW, class DB>
   void write_parameter_gradients(Executor const& run_on, T const* dy, std::byte* memory,
                                  index_t bytes, tensor_view<DW, 3> dweights,
@@ -414,8 +415,8 @@ void hedgehog_features_backward(tensor_view<X, 4> x, tensor_view<W, 3> weights,
                                     run_on);
 }
 
-/// Hedgehog with plain exponentials, phi = [e^(x W), e^(-x W)], for normalised attention over numbers of any size: `stabiliser`,
-/// hedgehog_exponential::queries() or ::keys(shift), says what is taken from the exponents.
+/// Hedgehog with plain exponentials, phi = [e^(x W), e^(-x W)], for normalised attention over numbers of any size:
+/// `stabiliser`, hedgehog_exponential::queries() or ::keys(shift), says what is taken from the exponents.
 template <element X, element W, element P, class Executor = serial>
 void hedgehog_exponential_features(tensor_view<X, 4> x, tensor_view<W, 3> weights,
                                    tensor_view<P, 4> phi, hedgehog_exponential stabiliser = {},

@@ -6,24 +6,24 @@
 
 #include <limits>
 
-/// Performer (Choromanski et al.: Rethinking Attention with Performers): softmax attention with scale 1 / sqrt(head_dim) estimated by positive
-/// random features, which favor_projection::orthogonal draws. Generalised features need no page: linear_attention with favor_relu and
-/// normalised.
+/// Performer (Choromanski et al.: Rethinking Attention with Performers): softmax attention with scale 1 /
+/// sqrt(head_dim) estimated by positive random features, which favor_projection::orthogonal draws. Generalised
+/// features need no page: linear_attention with favor_relu and normalised.
 ///
 /// Exponents are kept small by constants that cancel, and that gradients take as constants. Over all keys:
 ///
 ///     phi(x) = m^-1/2 (exp(omega x' - |x'|^2 / 2 - c) + epsilon),  x' = x / head_dim^1/4
 ///
-/// c is the largest omega x' of a query, and of the keys of a head. Causal: a maximum over all keys would look ahead. There the exponents of
-/// keys are relative to the largest so far, c_t, the state fades by e^(c_(t-1) - c_t) where that grows, and epsilon is 0, which together
-/// equals the form without any c exactly.
+/// c is the largest omega x' of a query, and of the keys of a head. Causal: a maximum over all keys would look
+/// ahead. There the exponents of keys are relative to the largest so far, c_t, the state fades by e^(c_(t-1) - c_t)
+/// where that grows, and epsilon is 0, which together equals the form without any c exactly.
 ///
-/// Rows are divided by the sum of their weights, phi(q) . z; for another divisor give normalised{epsilon, at_least} in each call. The projection is
-/// one for all calls that share a state. Documents are for calls of their own.
+/// Rows are divided by the sum of their weights, phi(q) . z; for another divisor give normalised{epsilon, at_least}
+/// in each call. The projection is one for all calls that share a state. Documents are for calls of their own.
 namespace heed {
 
-/// The largest exponent of the keys so far, which belongs to the state of a causal Performer: read where the state is, and updated where
-/// that is by causal_performer and its step. Begins as -infinity.
+/// The largest exponent of the keys so far, which belongs to the state of a causal Performer: read where the state
+/// is, and updated where that is by causal_performer and its step. Begins as -infinity.
 ///
 ///   view   [batch, heads of the keys]
 template <class T>
@@ -86,7 +86,8 @@ favor_positive<T> performer_map(any_executor const& run_on, favor_projection con
           epsilon};
 }
 
-/// The constants of a causal call and the gates between them. `last` receives the last constant of each batch entry and head.
+/// The constants of a causal call and the gates between them. `last` receives the last constant of each batch entry
+/// and head.
 template <class T>
 struct causal_performer_parts {
   favor_positive<T> map;
@@ -166,7 +167,8 @@ struct favor {
   double epsilon = 1e-4;
 };
 
-/// Performer over all keys; shapes as those of linear_attention. Further ingredients: normalised, states, executor, scratch.
+/// Performer over all keys; shapes as those of linear_attention. Further ingredients: normalised, states, executor,
+/// scratch.
 template <element Q, element K, element V, element O, class... Ingredients>
 void performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                tensor_view<O, 4> out, favor const& features, Ingredients const&... ingredients) {
@@ -199,8 +201,8 @@ void performer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
       ingredients...);
 }
 
-/// Causal Performer; shapes as those of linear_attention. Further ingredients: normalised, states with their running_maximum, executor,
-/// scratch. A state is [batch, state heads, features, value_dim + 1].
+/// Causal Performer; shapes as those of linear_attention. Further ingredients: normalised, states with their
+/// running_maximum, executor, scratch. A state is [batch, state heads, features, value_dim + 1].
 template <element Q, element K, element V, element O, class... Ingredients>
 void causal_performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                       tensor_view<O, 4> out, favor_projection const& projection,
@@ -218,7 +220,8 @@ void causal_performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vie
   detail::update_running_maximum(parts.last, ingredients...);
 }
 
-/// The gradients of causal_performer. With an initial_state, running_maximum is what it was before the forward call, and stays.
+/// The gradients of causal_performer. With an initial_state, running_maximum is what it was before the forward call,
+/// and stays.
 template <element Q, element K, element V, element O, element DO, element DQ, element DK,
           element DV, class... Ingredients>
 void causal_performer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,

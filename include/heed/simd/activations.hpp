@@ -22,8 +22,8 @@ struct exp_constants<double> {
 
 }  // namespace detail
 
-/// e^x. Relative error 1.5e-7 in float, 4e-16 in double. Where the result is below 2^-126.5 (2^-1022.5) it may be exactly 0,
-/// and from 2^127.5 (2^1023.5) up it is infinity; NaN stays NaN.
+/// e^x. Relative error 1.5e-7 in float, 4e-16 in double. Where the result is below 2^-126.5 (2^-1022.5) it may be
+/// exactly 0, and from 2^127.5 (2^1023.5) up it is infinity; NaN stays NaN.
 template <class Batch>
 Batch exp(Batch const& x) {
   using T = typename Batch::value_type;

@@ -9,7 +9,8 @@
 namespace heed {
 
 /// relu, reweighted by distance (cosFormer): with u = relu(x) and p the position, counted from 1, of a query or key,
-/// [u sin(pi p / 2 horizon), u cos(pi p / 2 horizon)], 2 dim features, so that a weight is relu(q) . relu(k) cos(pi (i - j) / 2 horizon).
+/// [u sin(pi p / 2 horizon), u cos(pi p / 2 horizon)], 2 dim features, so that a weight is relu(q) . relu(k) cos(pi
+/// (i - j) / 2 horizon).
 ///
 ///   horizon      at least the number of positions; beyond it weights would be negative
 ///   tokens_before   what is added to every position: the tokens that the state has seen before

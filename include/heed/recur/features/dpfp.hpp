@@ -8,8 +8,8 @@
 namespace heed {
 
 /// Deterministic parameter-free projection (Schlag, Irie, Schmidhuber: Linear Transformers Are Secretly Fast Weight
-/// Programmers): with r = [relu(x), relu(-x)], the products r_i r_(i - s) around the 2 dim of them, for s = 1..nu; 2 dim nu
-/// features.
+/// Programmers): with r = [relu(x), relu(-x)], the products r_i r_(i - s) around the 2 dim of them, for s = 1..nu; 2
+/// dim nu features.
 struct dpfp {
   index_t nu = 1;
 

@@ -3,8 +3,8 @@
 #include <heed/recur/feature_map.hpp>
 #include <heed/recur/features/row_functions.hpp>
 
-/// Feature maps of one number at a time. With normalised{}, elu_plus_one is the linear attention of Katharopoulos et al.
-/// (Transformers are RNNs), relu, squared_relu and exponential its usual variants.
+/// Feature maps of one number at a time. With normalised{}, elu_plus_one is the linear attention of Katharopoulos et
+/// al. (Transformers are RNNs), relu, squared_relu and exponential its usual variants.
 namespace heed {
 
 namespace recur {

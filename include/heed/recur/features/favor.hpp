@@ -35,8 +35,8 @@ class favor_projection {
     pack(double_);
   }
 
-  /// Rows orthogonal in blocks of `dim`, each uniform on the sphere, of lengths drawn apart: the orthonormal factor of a Gaussian
-  /// matrix with a positive diagonal in the triangular one. `generator` is a generator of random bits.
+  /// Rows orthogonal in blocks of `dim`, each uniform on the sphere, of lengths drawn apart: the orthonormal factor
+  /// of a Gaussian matrix with a positive diagonal in the triangular one. `generator` is a generator of random bits.
   template <class Generator>
   static favor_projection orthogonal(index_t features, index_t dim, Generator& generator,
                                      row_lengths lengths = row_lengths::chi) {
@@ -253,11 +253,11 @@ struct favor_relu {
   }
 };
 
-/// Positive random features for normalised attention, m^-1/2 (exp(omega x' - |x'|^2 / 2 - c) + epsilon) with x' = x / dim^1/4
-/// and m features: without c and epsilon, phi(q) . phi(k) is exp(q.k / sqrt(dim)) in the mean over omega.
+/// Positive random features for normalised attention, m^-1/2 (exp(omega x' - |x'|^2 / 2 - c) + epsilon) with x' = x
+/// / dim^1/4 and m features: without c and epsilon, phi(q) . phi(k) is exp(q.k / sqrt(dim)) in the mean over omega.
 ///
-/// Of a query, c is the largest of its omega x'; with epsilon = 0, where all that its features have in common cancels, |x'|^2 / 2
-/// is left out too. Of a key, c is `key_shift`. Gradients take c as a constant.
+/// Of a query, c is the largest of its omega x'; with epsilon = 0, where all that its features have in common
+/// cancels, |x'|^2 / 2 is left out too. Of a key, c is `key_shift`. Gradients take c as a constant.
 ///
 ///   key_shift   [batch, position, heads of the keys], strides of 0 to share; largest_favor_exponents makes one
 template <element S = float>
@@ -330,8 +330,8 @@ struct favor_positive {
  private:
   bool has_square(side of) const { return of == side::key || epsilon != 0; }
 
-  /// |x'|^2 / 2 and c, which are taken from exponents one after the other: so they are never above 0 where c is the largest
-  /// of largest_favor_exponents, whatever is rounded off.
+  /// |x'|^2 / 2 and c, which are taken from exponents one after the other: so they are never above 0 where c is the
+  /// largest of largest_favor_exponents, whatever is rounded off.
   template <class Arch, class T, class Rows>
   std::pair<T, T> taken_off(side of, feature_rows<T> const& x, Rows const& rows, index_t first,
                             index_t r) const {
@@ -343,8 +343,8 @@ struct favor_positive {
   double root() const { return 1 / std::sqrt(static_cast<double>(projection.features())); }
 };
 
-/// For each key the largest of its exponents, max_f omega_f x' - |x'|^2 / 2, or the largest of its products, max_f omega_f x', alone;
-/// [batch, position, heads]. What favor_positive and Performer subtract is a maximum of these.
+/// For each key the largest of its exponents, max_f omega_f x' - |x'|^2 / 2, or the largest of its products, max_f
+/// omega_f x', alone; [batch, position, heads]. What favor_positive and Performer subtract is a maximum of these.
 template <class T, class Arch = xsimd::default_arch>
 void largest_favor_exponents(favor_projection const& projection, feature_rows<T> const& x,
                              bool with_square, T* largest, index_t stride) {

@@ -8,11 +8,13 @@
 
 namespace heed {
 
-/// The features of a Taylor polynomial of the exponential: phi(q) . phi(k) = sum_{l <= degree} s^l / l!, s = scale q.k.
+/// The features of a Taylor polynomial of the exponential: phi(q) . phi(k) = sum_{l <= degree} s^l / l!, s = scale
+/// q.k.
 ///
-/// They are the products of up to `degree` channels, each set of channels once, with the root of how often it occurs: 1; the
-/// channels y = sqrt(scale) x; and for each degree l and channel a in order, y_a^m / sqrt(m!) for m = l..1 times the products of
-/// l - m channels after a. (dim + degree choose degree) of them, 1 + dim + dim (dim + 1) / 2 for degree 2.
+/// They are the products of up to `degree` channels, each set of channels once, with the root of how often it
+/// occurs: 1; the channels y = sqrt(scale) x; and for each degree l and channel a in order, y_a^m / sqrt(m!) for m =
+/// l..1 times the products of l - m channels after a. (dim + degree choose degree) of them, 1 + dim + dim (dim + 1)
+/// / 2 for degree 2.
 struct polynomial {
   index_t degree = 2;
   double scale = 1;
@@ -93,8 +95,8 @@ struct polynomial {
     return count;
   }
 
-  /// Calls f(channel a, power m of it, first, count) for the parts of the features of one degree: each is y_a^m times a run
-  /// of features of a lower degree, the products of channels after a.
+  /// Calls f(channel a, power m of it, first, count) for the parts of the features of one degree: each is y_a^m
+  /// times a run of features of a lower degree, the products of channels after a.
   template <class F>
   static void for_segments_of(index_t dim, index_t l, F const& f) {
     for (index_t a = 0; a < dim; ++a)
@@ -121,8 +123,8 @@ struct polynomial {
     return static_cast<T>(std::sqrt(static_cast<double>(power))) * power_of<T>(y, power - 1);
   }
 
-  /// to[c] = by from[c]. Of the `room` numbers at `to` those after the row may be written to as well, as long as the row
-  /// is filled in order.
+  /// to[c] = by from[c]. Of the `room` numbers at `to` those after the row may be written to as well, as long as the
+  /// row is filled in order.
   template <class T, class Arch>
   static void scale_row(T by, T const* from, index_t count, T* to, index_t room) {
     using batch = xsimd::batch<T, Arch>;
@@ -161,8 +163,8 @@ struct polynomial {
   }
 };
 
-/// The features of BASED: [1, x / dim^1/4, vec(x x^T) / sqrt(2 dim)] with equal products once, so that phi(q) . phi(k) =
-/// 1 + s + s^2 / 2 >= 1/2 with s = q.k / sqrt(dim). 1 + dim + dim (dim + 1) / 2 of them.
+/// The features of BASED: [1, x / dim^1/4, vec(x x^T) / sqrt(2 dim)] with equal products once, so that phi(q) .
+/// phi(k) = 1 + s + s^2 / 2 >= 1/2 with s = q.k / sqrt(dim). 1 + dim + dim (dim + 1) / 2 of them.
 struct taylor {
   static index_t features(index_t dim) { return polynomial{2, 1}.features(dim); }
 

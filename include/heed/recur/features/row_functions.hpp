@@ -24,8 +24,8 @@ T* feature_scratch(index_t count) {
       .take<T>(count);
 }
 
-/// Calls f(registers at c of each of `from`..., c, lanes that count) for every register of a row of `count` numbers. Lanes
-/// beyond the row hold 0.
+/// Calls f(registers at c of each of `from`..., c, lanes that count) for every register of a row of `count` numbers.
+/// Lanes beyond the row hold 0.
 template <class Arch, class T, class F, class... From>
 void for_registers(index_t count, F const& f, From const*... from) {
   using batch = xsimd::batch<T, Arch>;
@@ -100,7 +100,8 @@ T sum_row(index_t count, T const* a) {
   return total;
 }
 
-/// c[row][column] = sum_k a[row][k] b[k][column] for `columns` columns, a multiple of 16; c is aligned, as are its rows.
+/// c[row][column] = sum_k a[row][k] b[k][column] for `columns` columns, a multiple of 16; c is aligned, as are its
+/// rows.
 template <class Arch, class T>
 void product(index_t rows, index_t depth, index_t columns, T const* a, index_t a_stride, T const* b,
              T* c) {

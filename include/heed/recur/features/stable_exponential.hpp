@@ -8,7 +8,8 @@
 
 namespace heed {
 
-/// The largest number of each batch entry and head of the keys, for stable_exponential; [batch, heads]. 0 where there are no keys.
+/// The largest number of each batch entry and head of the keys, for stable_exponential; [batch, heads]. 0 where
+/// there are no keys.
 template <element K, element T>
 void largest_of_keys(tensor_view<K, 4> key, tensor_view<T, 2> largest) {
   require(largest.extent(0) == key.extent(0) && largest.extent(1) == key.extent(2), [&] {
@@ -28,10 +29,12 @@ void largest_of_keys(tensor_view<K, 4> key, tensor_view<T, 2> largest) {
 }
 
 /// e^x for normalised attention over numbers of any size: a query is e^(q - max q), a key e^(k - shift), since
-/// a factor of a row and one of all keys of a head cancel. (With normalised{epsilon} only as far as epsilon is small against the sum.)
+/// a factor of a row and one of all keys of a head cancel. (With normalised{epsilon} only as far as epsilon is small
+/// against the sum.)
 ///
-///   shift   [batch or 1, heads of the keys or 1], at least about the largest number of the keys, at which e^(k - shift) is 1; see
-///           largest_of_keys. The states of a sequence have one shift, which a causal call fixes beforehand. Default 0
+///   shift   [batch or 1, heads of the keys or 1], at least about the largest number of the keys, at which e^(k -
+///           shift) is 1; see largest_of_keys. The states of a sequence have one shift, which a causal call fixes
+///           beforehand. Default 0
 template <element S = float>
 struct stable_exponential {
   tensor_view<S const, 2> shift;
