@@ -246,6 +246,7 @@ class backward_worker : public chunk_worker<T, Arch> {
   }
 
   void solve_with_care(T const* state) {
+    if (p_.rule == write_rule::add) this->prepare_scores();
     this->solve(state, missed_.data);
     if (!simd::all_finite<Arch, T>(keys, count, p_.features)) rows_at_once = 1;
   }

@@ -127,16 +127,23 @@ class chunk_worker {
                   columns);
     if (p_.is_normalised)
       for (index_t j = 0; j < count; ++j) written[j][p_.columns - 1] = T(1);
-    if (p_.key_fading != fading::channels)
-      simd::transpose<Arch>(count, p_.features, keys.data, keys.stride, keys_transposed,
-                            score_stride);
     if (p_.rule != write_rule::add) load_rates(entry, at.head, first);
+  }
+
+  /// What scores are made from: to be called for a chunk whose rows are read, or whose keys erase.
+  void prepare_scores() {
+    key_fade.prepare_scores();
+    if (count > 0 && p_.key_fading != fading::channels)
+      simd::transpose<Arch>(count, p_.features, keys.data, features, keys_transposed, score_stride);
   }
 
   /// Under the delta rule, turns the values of the chunk into what is written. `missed`, if given, receives what the
   /// state did not say of each key, [token][columns].
   void solve(T const* state, T* missed = nullptr) {
-    if (p_.rule != write_rule::add && count > 0) solve_rows(state, missed);
+    if (p_.rule != write_rule::add && count > 0) {
+      prepare_scores();
+      solve_rows(state, missed);
+    }
     rows_at_once = simd::all_finite<Arch, T>(written, count, p_.columns)
                        ? fade<T, Arch>::most_rows_at_once
                        : 1;

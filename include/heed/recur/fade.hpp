@@ -123,7 +123,9 @@ class fade {
     if (kind_ == fading::scalar) {
       sums_ = memory.take<double>(rows);
       pair_ = memory.take<T>(rows * score_stride_);
+      log_ = memory.take<T>(rows);
       from_start_ = memory.take<T>(rows);
+      to_end_ = memory.take<T>(rows);
     } else if (kind_ == fading::channels) {
       index_t const blocks = rows / block;
       sums_ = memory.take<double>(width_);
@@ -151,14 +153,17 @@ class fade {
   /// The gates of a chunk's tokens, of one head.
   void load(token_numbers<T> const& gates, index_t batch_entry, index_t head, index_t first,
             index_t count) {
-    bool const known = gates.constant && count_ > 0 && kind_ == fading::scalar &&
-                       head_index_ == head && batch_ == batch_entry && count <= count_;
+    bool const same =
+        gates.constant && kind_ == fading::scalar && of_head_ == head && batch_ == batch_entry;
+    // What fades between the first tokens of a chunk is known of one that was as long.
+    if (!same || count > pairs_) pairs_ = 0;
+    bool const known = same && count == count_;
     count_ = count;
     if (kind_ == fading::none || count == 0 || known) return;
-    head_index_ = head;
+    of_head_ = head;
     batch_ = batch_entry;
     if (kind_ == fading::scalar) {
-      gates.numbers.copy(batch_entry, head, first, count, from_start_, 1);
+      gates.numbers.copy(batch_entry, head, first, count, log_, 1);
       load_scalars();
     } else {
       gates.numbers.copy(batch_entry, head, first, count, gate_, width_);
@@ -167,6 +172,21 @@ class fade {
         std::fill(gate_ + i * width_ + own_width_, gate_ + (i + 1) * width_, T(0));
       load_channels();
     }
+  }
+
+  /// Makes what fades between two tokens of the chunk: to be called before scores are made.
+  void prepare_scores() {
+    if (kind_ != fading::scalar || pairs_ >= count_) return;
+    // Summed up from one token to the other: differences of sums from the start would cancel after a token that forgets all.
+    for (index_t i = 0; i < count_; ++i) {
+      double const log = static_cast<double>(log_[i]);
+      for (index_t j = 0; j < i; ++j) sums_[j] += log;
+      sums_[i] = 0;
+      T* const row = pair_ + i * score_stride_;
+      exponentials<Arch>(sums_, i + 1, row);
+      std::fill(row + i + 1, row + score_stride_, T(0));
+    }
+    pairs_ = count_;
   }
 
   /// m_ij for j <= i, or j < i if `strict`, and 0 up to the end of the rows that are made at a time. x and y have `depth`
@@ -232,7 +252,7 @@ class fade {
   void to_end(row_block<T> y, index_t columns, padded_rows<T> to) const {
     for (index_t j = 0; j < count_; ++j) {
       if (kind_ == fading::scalar) {
-        multiply_row<Arch>(pair_[(count_ - 1) * score_stride_ + j], y[j], columns, to[j]);
+        multiply_row<Arch>(to_end_[j], y[j], columns, to[j]);
       } else {
         multiply_row<Arch>(tail_ + j * width_, y[j], columns, to[j]);
         multiply_row<Arch>(after_ + j / block * width_, to[j], columns, to[j]);
@@ -254,20 +274,13 @@ class fade {
     std::fill(row + kept, row + columns, T(0));
   }
 
-  // What fades between two tokens is summed up from one to the other: differences of sums from the start would cancel after
-  // a token that forgets all.
   void load_scalars() {
     double sum = 0;
-    for (index_t i = 0; i < count_; ++i) {
-      double const log = static_cast<double>(from_start_[i]);
-      for (index_t j = 0; j < i; ++j) sums_[j] += log;
-      sums_[i] = 0;
-      T* const row = pair_ + i * score_stride_;
-      exponentials<Arch>(sums_, i + 1, row);
-      std::fill(row + i + 1, row + score_stride_, T(0));
-    }
-    for (index_t i = 0; i < count_; ++i) sums_[i] = sum += static_cast<double>(from_start_[i]);
+    for (index_t i = 0; i < count_; ++i) sums_[i] = sum += static_cast<double>(log_[i]);
     exponentials<Arch>(sums_, count_, from_start_);
+    sum = 0;
+    for (index_t i = count_; i-- > 0; sum += static_cast<double>(log_[i])) sums_[i] = sum;
+    exponentials<Arch>(sums_, count_, to_end_);
   }
 
   // Sums over a block are of few tokens, and those over blocks in double.
@@ -425,11 +438,14 @@ class fade {
   index_t score_stride_;
   index_t count_ = 0;
   index_t batch_ = -1;
-  index_t head_index_ = -1;
+  index_t of_head_ = -1;
+  index_t pairs_ = 0;       // tokens between which pair_ is known
   double* sums_ = nullptr;  // of log gates, while they are loaded
-  // A scalar: what fades between two tokens, and from the start to each.
+  // A scalar: the logs; what fades between two tokens, from the start through each, and from there to the end.
+  T* log_ = nullptr;
   T* pair_ = nullptr;
   T* from_start_ = nullptr;
+  T* to_end_ = nullptr;
   // Channels: the decay at each token; from its block's start through each token, and from there to the block's end; over
   // each block, before it, after it, and over the chunk.
   T* gate_ = nullptr;

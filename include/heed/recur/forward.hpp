@@ -15,6 +15,7 @@ template <class T, class Arch>
 void read_rows(chunk_worker<T, Arch>& worker, state_place const& at, chunk_list::chunk const& now,
                T const* state, sink<T> const& out) {
   if (now.rows == 0) return;
+  if (worker.p_.rule == write_rule::add) worker.prepare_scores();
   index_t const readers = worker.p_.readers();
   for (index_t head = at.head * readers; head < (at.head + 1) * readers; ++head) {
     // Heads that share a query and a key share the scores.
