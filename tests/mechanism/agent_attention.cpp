@@ -174,7 +174,7 @@ struct picture_problem : definition_check<T> {
         heed::agent_broadcast(heed::bias(std::as_const(b2).view(), db2.view())), run_on...);
     heed::pool_agents_backward(std::as_const(dagents).view(), grid, p, r, this->din(0), run_on...);
     auto const gradients = [&](std::size_t n) { return this->din(n); };
-    for (std::size_t n : {6, 10}) fill_zero(this->din(n));
+    for (std::size_t n : {std::size_t{6}, std::size_t{10}}) fill_zero(this->din(n));
     heed::agent_bias_backward(std::as_const(db1).view(), grid, tables(gradients, 3), run_on...);
     heed::agent_bias_backward(std::as_const(db2).view().swap_axes(2, 3), grid, tables(gradients, 7),
                               run_on...);
