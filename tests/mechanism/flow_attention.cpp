@@ -84,7 +84,7 @@ TEMPLATE_TEST_CASE("flow attention: the definition over all positions and its gr
 
 TEMPLATE_TEST_CASE("flow attention: the causal definition and its gradients",
                    "[mechanism][flow_attention]", double, float) {
-  for_each_seed("causal flow", 50, [](seed_t seed) {
+  for_each_seed("causal flows", 50, [](seed_t seed) {
     flow_problem<TestType> p(seed, true);
     heed::causal_flow_attention(p.in(0), p.in(1), p.in(2), p.out(0), p.how);
     heed::causal_flow_attention_backward(p.in(0), p.in(1), p.in(2), p.saved(0), p.dout(0), p.din(0),
