@@ -119,7 +119,7 @@ struct small_problem {
   std::string recurrent_is_parallel() const {
     auto const a = definition.forward(x), b = definition.parallel(x);
     double out = distance(a.out, b.out), state = distance(a.state, b.state);
-    if (x.log_value_gate.values.empty() && !definition.dense) {
+    if (x.log_value_gate.values.empty()) {
       auto const c = definition.chunked(x, 3);
       out = std::max(out, distance(c.out, a.out));
       state = std::max(state, distance(c.state, a.state));

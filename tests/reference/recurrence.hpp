@@ -130,44 +130,57 @@ struct recurrence {
       std::vector<T> state = initial_state(x, at);
       read(x, at, -1, state, result.out);
       for (index_t first = 0; first < at.keys; first += tokens) {
-        std::vector<std::vector<T>> keys, written;  // the keys as they have faded so far
-        std::vector<T> start(static_cast<std::size_t>(at.features), T(1));
-        // What vector a reads now: from the state the chunk began with, and from what was written since.
-        auto const reads = [&](std::vector<T> a) {
+        std::vector<std::vector<T>> written;
+        // Keys, and what is left of the state that the chunk began with, as they have faded at each token.
+        struct moment {
+          std::vector<std::vector<T>> keys;
+          std::vector<T> start;
+        };
+        std::vector<moment> faded;
+        // What vector a reads, from the state and from what was written.
+        auto const reads = [&](std::vector<T> a, moment const& now, std::size_t count) {
           std::vector<T> sums(static_cast<std::size_t>(at.columns), T(0));
-          for (std::size_t j = 0; j < written.size(); ++j) {
-            T const score = dot(a, keys[j]);
+          for (std::size_t j = 0; j < count; ++j) {
+            T const score = dot(a, now.keys[j]);
             for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += score * written[j][c];
           }
-          for (std::size_t f = 0; f < a.size(); ++f) a[f] *= start[f];
+          for (std::size_t f = 0; f < a.size(); ++f) a[f] *= now.start[f];
           std::vector<T> const before = product(at, a, state);
           for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += before[c];
           return sums;
         };
-        for (index_t t = first; t < std::min(first + tokens, at.keys); ++t) {
+        index_t const last = std::min(first + tokens, at.keys);
+        for (index_t t = first; t < last; ++t) {
           token<T> const by = token_at(x, at, t);
           std::vector<T> const rows = exp_of(by.log_rows);
+          moment now = faded.empty()
+                           ? moment{{}, std::vector<T>(static_cast<std::size_t>(at.features), T(1))}
+                           : faded.back();
           for (std::size_t f = 0; f < rows.size(); ++f) {
-            start[f] *= rows[f];
-            for (auto& key : keys) key[f] *= rows[f];
+            now.start[f] *= rows[f];
+            for (auto& key : now.keys) key[f] *= rows[f];
           }
           std::vector<T> write = by.value;
           if (rule != update_rule::additive) {
-            std::vector<T> const returned = reads(by.key);
+            std::vector<T> const returned = reads(by.key, now, written.size());
             for (std::size_t c = 0; c < write.size(); ++c)
               write[c] = by.rate * (write[c] - returned[c]);
           }
-          keys.push_back(by.key);
           written.push_back(write);
-          for_each_reader(x, at, t, [&](row const& r) {
-            finish(at, r, reads(query_features(x, at, r)), result.out);
-          });
+          now.keys.push_back(by.key);
+          faded.push_back(now);
         }
+        for (index_t t = first; t < last; ++t)
+          for_each_reader(x, at, t, [&](row const& r) {
+            auto const count = static_cast<std::size_t>(t - first) + 1;
+            finish(at, r, reads(query_features(x, at, r), faded[count - 1], count), result.out);
+          });
+        moment const& end = faded.back();
         for_each_entry(at, [&](index_t f, index_t c, std::size_t n) {
-          state[n] *= start[static_cast<std::size_t>(f)];
+          state[n] *= end.start[static_cast<std::size_t>(f)];
           for (std::size_t j = 0; j < written.size(); ++j)
             state[n] +=
-                keys[j][static_cast<std::size_t>(f)] * written[j][static_cast<std::size_t>(c)];
+                end.keys[j][static_cast<std::size_t>(f)] * written[j][static_cast<std::size_t>(c)];
         });
       }
       store(at, state, result.state);
