@@ -15,36 +15,6 @@ using support::seed_t;
 
 namespace {
 
-/// One direction: y_t = sum_n gamma / sqrt(n) s_t. `initial` is s / (p beta).
-template <class R>
-reference::tensor<R, 4> averages(reference::sequences const& all, reference::tensors<R> const& in,
-                                 std::size_t first_parameter,
-                                 reference::tensor<R, 4> const* initial,
-                                 reference::tensor<R, 4>* last, bool from_right) {
-  using std::sqrt;
-  auto const &x = in[0], &delta = in[first_parameter], &alpha = in[first_parameter + 1],
-             &beta = in[first_parameter + 2], &gamma = in[first_parameter + 3];
-  reference::tensor<R, 4> out(x.extents);
-  index_t const n = delta.extent(3);
-  all.each(x.extents, [&](index_t s, index_t b, index_t first, index_t end, index_t h, index_t d) {
-    for (index_t i = 0; i < n; ++i) {
-      R const p = reference::sigmoid(delta(0, h, d, i)),
-              rho = R(1) - p * reference::sigmoid(alpha(0, h, d, i)), scale = p * beta(0, h, d, i),
-              read = gamma(0, h, d, i) / sqrt(R(n));
-      R state = initial == nullptr ? R(0) : scale * (*initial)(s, h, i, d);
-      R inputs = initial == nullptr ? R(0) : (*initial)(s, h, i, d);
-      for (index_t step = 0; step < end - first; ++step) {
-        index_t const t = from_right ? end - 1 - step : first + step;
-        state = rho * state + scale * x(b, t, h, d);
-        inputs = rho * inputs + x(b, t, h, d);
-        out(b, t, h, d) = out(b, t, h, d) + read * state;
-      }
-      if (last != nullptr) (*last)(s, h, i, d) = inputs;
-    }
-  });
-  return out;
-}
-
 template <class T>
 std::string ema(seed_t seed, index_t most, bool backward) {
   support::definition_check<T> check(seed);
@@ -98,9 +68,9 @@ std::string ema(seed_t seed, index_t most, bool backward) {
   auto const definition = [&]<class R>(reference::tensors<R> const& in) {
     reference::tensors<R> out(2);
     out[1] = reference::tensor<R, 4>(state);
-    out[0] = averages(all, in, 1, &in[6], &out[1], false);
+    out[0] = reference::moving_averages(all, in, 1, &in[6], &out[1], false);
     reference::tensor<R, 4> more(in[0].extents);
-    if (future) more = averages<R>(all, in, 7, nullptr, nullptr, true);
+    if (future) more = reference::moving_averages<R>(all, in, 7, nullptr, nullptr, true);
     for (index_t b = 0; b < B; ++b)
       for (index_t t = 0; t < N; ++t)
         for (index_t h = 0; h < H; ++h)

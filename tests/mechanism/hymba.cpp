@@ -16,24 +16,6 @@ using support::seed_t;
 
 namespace {
 
-template <class R>
-reference::tensor<R, 4> weighted_rms(reference::tensor<R, 4> const& x,
-                                     reference::tensor<R, 4> const& w, double epsilon) {
-  using std::sqrt;
-  reference::tensor<R, 4> out(x.extents);
-  index_t const H = x.extent(2), D = x.extent(3);
-  for (index_t b = 0; b < x.extent(0); ++b)
-    for (index_t t = 0; t < x.extent(1); ++t) {
-      R squares = 0;
-      for (index_t h = 0; h < H; ++h)
-        for (index_t d = 0; d < D; ++d) squares = squares + x(b, t, h, d) * x(b, t, h, d);
-      R const size = sqrt(squares / R(H * D) + R(epsilon));
-      for (index_t h = 0; h < H; ++h)
-        for (index_t d = 0; d < D; ++d) out(b, t, h, d) = x(b, t, h, d) / size * w(0, 0, h, d);
-    }
-  return out;
-}
-
 template <class T>
 std::string fusion(seed_t seed, bool backward) {
   support::definition_check<T> check(seed);
@@ -64,9 +46,9 @@ std::string fusion(seed_t seed, bool backward) {
                                 check.dout(0), check.din(0), check.din(2), two(check.din(1)),
                                 two(check.din(3)), epsilon);
   auto const definition = [&]<class R>(reference::tensors<R> const& in) {
-    auto out = weighted_rms(in[0], in[1], epsilon);
+    auto out = reference::weighted_rms(in[0], in[1], epsilon);
     if (!one) {
-      auto const other = weighted_rms(in[2], in[3], epsilon);
+      auto const other = reference::weighted_rms(in[2], in[3], epsilon);
       for (std::size_t n = 0; n < out.values.size(); ++n)
         out.values[n] = (out.values[n] + other.values[n]) / R(2);
     }

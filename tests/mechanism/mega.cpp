@@ -1,3 +1,4 @@
+#include "reference/mega.hpp"
 #include "support/definition_check.hpp"
 #include "support/sequences.hpp"
 #include "support/threads.hpp"
@@ -14,75 +15,6 @@ using support::seed_t;
 
 namespace {
 
-template <class R>
-R erf_of(R x) {
-  return std::erf(x);
-}
-template <class T>
-reference::traced<T> erf_of(reference::traced<T> x) {
-  T const at = x.value();
-  return x.then(std::erf(at),
-                T(2 / std::sqrt(3.14159265358979323846264338327950288L)) * std::exp(-at * at));
-}
-
-enum class function { softmax, laplace, relu_squared };
-
-struct context {
-  bool causal = true;
-  index_t block = 0;
-  std::vector<index_t> lengths;
-
-  bool meets(index_t b, index_t i, index_t j) const {
-    if (causal && j > i) return false;
-    if (block > 0 && i / block != j / block) return false;
-    return lengths.empty() || j < lengths[std::size_t(b)];
-  }
-};
-
-/// Inputs: q [batch, N, heads, z], k, v, and a table of biases [1, 1, 1, 2 P - 1]. Keys in their order, or backwards.
-template <class R>
-reference::tensor<R, 4> define(function what, context const& where, reference::tensors<R> const& in,
-                               bool backwards) {
-  using std::exp;
-  using std::sqrt;
-  auto const &q = in[0], &k = in[1], &v = in[2], &table = in[3];
-  index_t const N = q.extent(1), H = q.extent(2), M = k.extent(1), shift = M - N;
-  reference::tensor<R, 4> out({q.extent(0), N, H, v.extent(3)});
-  for (index_t b = 0; b < q.extent(0); ++b)
-    for (index_t i = 0; i < N; ++i)
-      for (index_t h = 0; h < H; ++h) {
-        std::vector<index_t> keys;
-        for (index_t j = 0; j < M; ++j)
-          if (where.meets(b, i + shift, j)) keys.push_back(j);
-        if (keys.empty()) continue;
-        if (backwards) std::reverse(keys.begin(), keys.end());
-        std::vector<R> weights;
-        R total = 0, top = 0;
-        for (index_t j : keys) {
-          R product = 0;
-          for (index_t d = 0; d < q.extent(3); ++d)
-            product = product + q(b, i, h, d) * k(b, j, h * k.extent(2) / H, d);
-          R const bias = table(0, 0, 0, j - i - shift + table.extent(3) / 2);
-          R s = what == function::softmax ? product / sqrt(R(q.extent(3))) + bias
-                                          : product / R(keys.size()) + bias;
-          if (what == function::laplace)
-            s = (R(1) + erf_of((s - R(0.707107L)) / (R(0.282095L) * sqrt(R(2))))) / R(2);
-          if (what == function::relu_squared) s = s > R(0) ? s * s : R(0);
-          if (weights.empty() || s > top) top = s;
-          weights.push_back(s);
-        }
-        if (what == function::softmax)
-          for (R& weight : weights) total = total + (weight = exp(weight - top));
-        for (index_t e = 0; e < v.extent(3); ++e) {
-          R sum = 0;
-          for (std::size_t n = 0; n < keys.size(); ++n)
-            sum = sum + weights[n] * v(b, keys[n], h * v.extent(2) / H, e);
-          out(b, i, h, e) = what == function::softmax ? sum / total : sum;
-        }
-      }
-  return out;
-}
-
 template <class T>
 std::string attention(seed_t seed, index_t most, bool backward) {
   support::definition_check<T> check(seed);
@@ -90,11 +22,12 @@ std::string attention(seed_t seed, index_t most, bool backward) {
   index_t const B = draw.between(1, 2), M = draw.between(1, most),
                 N = backward || draw.one_in(2) ? M : draw.between(1, M), H = draw.one_in(3) ? 2 : 1,
                 z = draw.between(1, 20), e = draw.between(1, 20), P = M + draw.between(0, 2);
-  context where{draw.one_in(2), draw.one_in(2) ? draw.between(1, 15) : 0, {}};
+  reference::mega_context where{draw.one_in(2), draw.one_in(2) ? draw.between(1, 15) : 0, {}};
   if (draw.one_in(3))
     for (index_t b = 0; b < B; ++b) where.lengths.push_back(draw.between(0, M));
   auto const what =
-      draw.one_of(std::array{function::softmax, function::laplace, function::relu_squared});
+      draw.one_of(std::array{reference::mega_function::softmax, reference::mega_function::laplace,
+                             reference::mega_function::relu_squared});
   check.input("q", {B, N, H, z});
   check.input("k", {B, M, 1, z});
   check.input("v", {B, M, draw.one_in(2) ? 1 : H, e});
@@ -113,14 +46,14 @@ std::string attention(seed_t seed, index_t most, bool backward) {
           check.dout(0), check.din(0), check.din(1), check.din(2), chosen, own,
           heed::distance_bias(last_axes<1>(check.in(3)), last_axes<1>(check.din(3))));
   };
-  if (what == function::softmax) with(heed::softmax{});
-  if (what == function::laplace) with(heed::mega_laplace{});
-  if (what == function::relu_squared) with(heed::mega_relu_squared{});
+  if (what == reference::mega_function::softmax) with(heed::softmax{});
+  if (what == reference::mega_function::laplace) with(heed::mega_laplace{});
+  if (what == reference::mega_function::relu_squared) with(heed::mega_relu_squared{});
   auto const in_order = [&]<class R>(reference::tensors<R> const& in) {
-    return reference::tensors<R>{define(what, where, in, false)};
+    return reference::tensors<R>{reference::mega(what, where, in, false)};
   };
   auto const backwards = [&]<class R>(reference::tensors<R> const& in) {
-    return reference::tensors<R>{define(what, where, in, true)};
+    return reference::tensors<R>{reference::mega(what, where, in, true)};
   };
   return backward ? check.backward(in_order, backwards) : check.forward(in_order, backwards);
 }

@@ -15,67 +15,6 @@ using support::seed_t;
 
 namespace {
 
-/// A complex number of any type of real ones.
-template <class R>
-struct pair_of {
-  R re, im;
-
-  friend pair_of operator*(pair_of a, pair_of b) {
-    return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
-  }
-  friend pair_of operator/(pair_of a, pair_of b) {
-    R const size = b.re * b.re + b.im * b.im;
-    return {(a.re * b.re + a.im * b.im) / size, (a.im * b.re - a.re * b.im) / size};
-  }
-  friend pair_of operator+(pair_of a, pair_of b) { return {a.re + b.re, a.im + b.im}; }
-};
-
-/// e^(Delta A) and (e^(Delta A) - 1) / A.
-template <class R>
-std::pair<pair_of<R>, pair_of<R>> discrete(R log_step, R decay, R frequency) {
-  using std::cos;
-  using std::exp;
-  using std::expm1;
-  using std::sin;
-  R const step = exp(log_step);
-  pair_of<R> const rate{R(0) - exp(decay), frequency};
-  R const x = step * rate.re, y = step * rate.im, half = sin(y / R(2));
-  return {{exp(x) * cos(y), exp(x) * sin(y)},
-          pair_of<R>{expm1(x) * cos(y) - R(2) * half * half, exp(x) * sin(y)} / rate};
-}
-
-/// Inputs: u, log_step, skip, decay, frequency, C real, C imaginary, initial, and of the future C real and imaginary.
-template <class R>
-reference::tensors<R> define(reference::sequences const& all, reference::tensors<R> const& in) {
-  auto const& u = in[0];
-  reference::tensors<R> out(2);
-  out[0] = reference::tensor<R, 4>(u.extents);
-  out[1] = in[7];
-  index_t const n = in[3].extent(3);
-  all.each(u.extents, [&](index_t s, index_t b, index_t first, index_t end, index_t h, index_t d) {
-    for (index_t t = first; t < end; ++t) out[0](b, t, h, d) = in[2](0, 0, h, d) * u(b, t, h, d);
-    for (index_t i = 0; i < n; ++i) {
-      auto const [factor, gain] = discrete(in[1](0, 0, h, d), in[3](0, h, d, i), in[4](0, h, d, i));
-      pair_of<R> const read{in[5](0, h, d, i), in[6](0, h, d, i)};
-      R &re = out[1](s, h, i, d), &im = out[1](s, h, n + i, d);
-      for (index_t t = first; t < end; ++t) {
-        pair_of<R> const state = factor * pair_of<R>{re, im} + pair_of<R>{u(b, t, h, d), R(0)};
-        re = state.re;
-        im = state.im;
-        out[0](b, t, h, d) = out[0](b, t, h, d) + R(2) * (read * gain * state).re;
-      }
-      if (in.size() == 8) continue;
-      pair_of<R> const later{in[8](0, h, d, i), in[9](0, h, d, i)};
-      pair_of<R> state{R(0), R(0)};
-      for (index_t t = end; t-- > first;) {
-        out[0](b, t, h, d) = out[0](b, t, h, d) + R(2) * (later * gain * state).re;
-        state = factor * state + pair_of<R>{u(b, t, h, d), R(0)};
-      }
-    }
-  });
-  return out;
-}
-
 template <class T>
 std::string s4d(seed_t seed, index_t most, bool backward) {
   support::definition_check<T> check(seed);
@@ -124,7 +63,9 @@ std::string s4d(seed_t seed, index_t most, bool backward) {
     else
       call(packed...);
   });
-  auto const definition = [&]<class R>(reference::tensors<R> const& in) { return define(all, in); };
+  auto const definition = [&]<class R>(reference::tensors<R> const& in) {
+    return reference::s4d(all, in);
+  };
   return backward ? check.backward(definition) : check.forward(definition);
 }
 

@@ -25,70 +25,6 @@ tensor_view<E, 1> heads(tensor_view<E, 4> view) {
   return {view.data(), {view.extent(2)}, {view.stride(2)}};
 }
 
-/// Token by token. Inputs: x, step [batch, N, heads, 1], B, C, skip [1, 1, heads, 1], the initial state, and a rate for each
-/// token and head, so that the sizes of what is summed to the gradient of a head's rate are known.
-template <class R>
-reference::tensors<R> define(reference::sequences const& all, reference::tensors<R> const& in) {
-  using std::exp;
-  auto const &x = in[0], &step = in[1], &B = in[2], &C = in[3], &initial = in[5], &rate = in[6];
-  reference::tensors<R> out(2);
-  out[0] = reference::tensor<R, 4>(x.extents);
-  out[1] = initial;
-  index_t const n = B.extent(3);
-  all.each(x.extents, [&](index_t s, index_t b, index_t first, index_t end, index_t h, index_t d) {
-    index_t const group = h * B.extent(2) / x.extent(2);
-    for (index_t t = first; t < end; ++t) {
-      R sum = in[4](0, 0, h, 0) * x(b, t, h, d);
-      for (index_t i = 0; i < n; ++i) {
-        R& state = out[1](s, h, i, d);
-        state = exp(step(b, t, h, 0) * rate(b, t, h, 0)) * state +
-                step(b, t, h, 0) * x(b, t, h, d) * B(b, t, group, i);
-        sum = sum + C(b, t, group, i) * state;
-      }
-      out[0](b, t, h, d) = sum;
-    }
-  });
-  return out;
-}
-
-/// The same by pairs of tokens, with gates from sums of their logarithms.
-template <class R>
-reference::tensors<R> define_by_pairs(reference::sequences const& all,
-                                      reference::tensors<R> const& in) {
-  using std::exp;
-  auto const &x = in[0], &step = in[1], &B = in[2], &C = in[3], &initial = in[5], &rate = in[6];
-  reference::tensors<R> out(2);
-  out[0] = reference::tensor<R, 4>(x.extents);
-  out[1] = reference::tensor<R, 4>(initial.extents);
-  index_t const n = B.extent(3);
-  all.each(x.extents, [&](index_t s, index_t b, index_t first, index_t end, index_t h, index_t d) {
-    index_t const group = h * B.extent(2) / x.extent(2);
-    std::vector<R> gates{R(0)};  // summed
-    for (index_t t = first; t < end; ++t)
-      gates.push_back(gates.back() + step(b, t, h, 0) * rate(b, t, h, 0));
-    auto const gate = [&](index_t t) { return gates[std::size_t(t - first + 1)]; };
-    for (index_t t = first; t < end; ++t) {
-      R sum = in[4](0, 0, h, 0) * x(b, t, h, d);
-      for (index_t j = first; j <= t; ++j) {
-        R product = 0;
-        for (index_t i = 0; i < n; ++i) product = product + C(b, t, group, i) * B(b, j, group, i);
-        sum = sum + product * exp(gate(t) - gate(j)) * (step(b, j, h, 0) * x(b, j, h, d));
-      }
-      for (index_t i = 0; i < n; ++i)
-        sum = sum + exp(gate(t)) * C(b, t, group, i) * initial(s, h, i, d);
-      out[0](b, t, h, d) = sum;
-    }
-    for (index_t i = 0; i < n; ++i) {
-      R sum = exp(gates.back()) * initial(s, h, i, d);
-      for (index_t j = first; j < end; ++j)
-        sum = sum +
-              exp(gates.back() - gate(j)) * step(b, j, h, 0) * B(b, j, group, i) * x(b, j, h, d);
-      out[1](s, h, i, d) = sum;
-    }
-  });
-  return out;
-}
-
 template <class T>
 support::guarded<T, 4> filled(support::random& draw, support::extents_of<4> const& extents,
                               double low, double high) {
@@ -141,10 +77,10 @@ std::string dual(seed_t seed, index_t most, bool backward) {
     return in;
   };
   auto const definition = [&]<class R>(reference::tensors<R> const& in) {
-    return define(all, in.size() == 7 ? in : with_rates(in));
+    return reference::state_space_dual(all, in.size() == 7 ? in : with_rates(in));
   };
   auto const by_pairs = [&]<class R>(reference::tensors<R> const& in) {
-    return define_by_pairs(all, in.size() == 7 ? in : with_rates(in));
+    return reference::state_space_dual_by_pairs(all, in.size() == 7 ? in : with_rates(in));
   };
   if (!backward) return check.forward(definition, by_pairs);
 
