@@ -1,7 +1,7 @@
 #pragma once
 
 #include <heed/simd/dot.hpp>
-#include <heed/simd/multiply.hpp>
+#include <heed/simd/product.hpp>
 #include <heed/simd/transpose.hpp>
 
 #include <algorithm>
@@ -34,21 +34,8 @@ struct products {
                        panel<T> b, panel<T> c) {
     if (rows == 0) return;
     if (rows == 1) return multiply_row<Accumulate>(depth, columns, a, b, c.data);
-    // Panels of three registers, but never a last one of a single register where two of two do.
-    index_t left = padded(columns) / lanes;
-    for (index_t at = 0; left > 0;) {
-      index_t const take = left == 4 ? 2 : std::min<index_t>(left, 3);
-      T const* const from = b.data + at;
-      T* const to = c.data + at;
-      if (take == 3)
-        simd::multiply<3, Accumulate, Arch>(rows, depth, a, from, b.stride, to, c.stride);
-      else if (take == 2)
-        simd::multiply<2, Accumulate, Arch>(rows, depth, a, from, b.stride, to, c.stride);
-      else
-        simd::multiply<1, Accumulate, Arch>(rows, depth, a, from, b.stride, to, c.stride);
-      at += take * lanes;
-      left -= take;
-    }
+    simd::product<Accumulate, Arch>(rows, depth, a, b.data, b.stride, padded(columns), c.data,
+                                    c.stride);
   }
 
   /// c = a b^T. `scratch` has room for depth rows of padded(columns) numbers.
