@@ -7,12 +7,12 @@ using support::recurrence_problem;
 using support::seed_t;
 
 TEST_CASE("recurrence: backward, float", "[recur]") {
-  for_each_seed("recurrence backward", 1500,
+  for_each_seed("recurrence backward", 1000,
                 [](seed_t seed) { return recurrence_problem<float>(seed).backward(); });
 }
 
 TEST_CASE("recurrence: backward, double", "[recur]") {
-  for_each_seed("recurrence backward double", 400,
+  for_each_seed("recurrence backward double", 250,
                 [](seed_t seed) { return recurrence_problem<double>(seed).backward(); });
 }
 

@@ -95,7 +95,7 @@ TEST_CASE("recurrence: the same bits from one long sequence on many threads", "[
   static Eigen::ThreadPool pool(7);
   heed::on<Eigen::ThreadPool> const threads{pool};
   for_each_seed("long recurrence executors", 20, [&](seed_t seed) -> std::string {
-    problem p(seed, {.positions = 1500, .work = 2e5});
+    problem p(seed, {.positions = 1500, .work = 2e6});
     auto const expected = run(p, support::on_this_thread());
     std::string const differ = expected.differing(run(p, heed::any_executor(threads)));
     return differ.empty() ? "" : p.with_shape(differ + "\n");
