@@ -51,7 +51,7 @@ std::string ema(seed_t seed, index_t most, bool backward) {
     else
       heed::exponential_moving_average(check.in(0), given(1), last_axes<2>(check.in(5)),
                                        check.out(0), more..., heed::initial_state(check.in(6)),
-                                       heed::final_state(check.out(1)));
+                                       heed::final_state{check.out(1)});
   };
   auto const with_gate = [&](auto const&... more) {
     if (silu)

@@ -54,7 +54,7 @@ std::string s4d(seed_t seed, index_t most, bool backward) {
                          heed::final_state_gradient(check.dout(1)));
     else
       heed::s4d(check.in(0), given, check.out(0), more..., heed::initial_state(check.in(7)),
-                heed::final_state(check.out(1)));
+                heed::final_state{check.out(1)});
   };
   all.call([&](auto const&... packed) {
     if (future)

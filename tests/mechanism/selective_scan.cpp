@@ -55,7 +55,7 @@ std::string selective(seed_t seed, index_t most, bool backward) {
                            check.in(4), check.out(0), more...,
                            heed::skip_input(last_axes<2>(check.in(5))),
                            heed::silu_gate(check.in(6)), heed::initial_state(check.in(7)),
-                           heed::final_state(check.out(1)));
+                           heed::final_state{check.out(1)});
   };
   all.call([&](auto const&... packed) {
     if (softplus)

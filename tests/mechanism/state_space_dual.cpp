@@ -67,7 +67,7 @@ std::string dual(seed_t seed, index_t most, bool backward) {
       heed::state_space_dual(check.in(0), tokens(check.in(1)), heads(rate.view()), check.in(2),
                              check.in(3), check.out(0), packed...,
                              heed::head_skip(heads(check.in(4))), heed::initial_state(check.in(5)),
-                             heed::final_state(check.out(1)));
+                             heed::final_state{check.out(1)});
   });
   auto const with_rates = [&]<class R>(reference::tensors<R> in) {
     in.emplace_back(in[1].extents);

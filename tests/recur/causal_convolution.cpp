@@ -35,7 +35,7 @@ std::string convolution(seed_t seed, index_t most, index_t most_taps, bool backw
     if (!backward) {
       heed::causal_convolution(check.in(0), last_axes<3>(check.in(1)), check.out(0), more...,
                                heed::channel_bias(last_axes<2>(check.in(2))),
-                               heed::initial_state(check.in(3)), heed::final_state(check.out(1)));
+                               heed::initial_state(check.in(3)), heed::final_state{check.out(1)});
     } else {
       heed::causal_convolution_backward(
           check.in(0), last_axes<3>(check.in(1)), check.dout(0), check.din(0),

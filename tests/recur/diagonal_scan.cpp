@@ -164,7 +164,7 @@ struct scan_problem {
   std::string forward(More const&... more) {
     call([&](auto const&... own) {
       heed::diagonal_scan(view(a), view(x), view(h), own..., heed::initial_state(initial.view()),
-                          heed::final_state(last.view()), more...);
+                          heed::final_state{last.view()}, more...);
     });
     auto const exact = define<golden>();
     auto const naive = define<compute>();
