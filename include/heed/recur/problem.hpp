@@ -264,6 +264,14 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
                 "heed: a call begins with one state and ends with one");
   static_assert((0 + ... + int(is_a<I, decay> || is_a<I, key_decay>)) <= 1,
                 "heed: decay and key_decay in one call; add their log gates instead");
+  for (int axis = 0; axis < 4; ++axis)
+    require(query.extent(axis) >= 0 && key.extent(axis) >= 0 && value.extent(axis) >= 0 &&
+                out.extent(axis) >= 0,
+            [&] {
+              return "negative extents: query " + shape_text(query.extents()) + ", key " +
+                     shape_text(key.extents()) + ", value " + shape_text(value.extents()) +
+                     ", out " + shape_text(out.extents());
+            });
   problem<T> p;
   recurrence_shape& shape = p.shape;
   expect_memory("query", query);
