@@ -1,6 +1,6 @@
 #include "support/tensors.hpp"
 
-#include <heed/linear.hpp>
+#include <heed/recur/linear_attention.hpp>
 
 #include <functional>
 

@@ -2,7 +2,7 @@
 #include "support/recurrence_call.hpp"
 #include "support/tensors.hpp"
 
-#include <heed/linear.hpp>
+#include <heed/recur/linear_attention.hpp>
 
 #include <algorithm>
 

@@ -1,6 +1,6 @@
 #include "support/recurrence_clauses.hpp"
 
-#include <heed/linear.hpp>
+#include <heed/recur/linear_attention.hpp>
 
 namespace support {
 
