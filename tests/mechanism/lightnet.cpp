@@ -168,7 +168,7 @@ TEST_CASE("lightnet: steps are the whole", "[mechanism][lightnet]") {
     index_t const F = p.turns ? 2 * p.D : p.D;
     auto memory = blank<float, 4>({p.B, p.keys, F, p.E});
     auto total = blank<double, 3>({p.B, p.keys, p.D});
-    heed::lightnet_state const held(memory.view(), total.view());
+    heed::lightnet_state const held{memory.view(), total.view()};
     held.clear();
     index_t const first = p.draw.between(0, p.N);
     p.with_ingredients([&](auto const&... all) {

@@ -182,7 +182,7 @@ TEST_CASE("lizard: steps are the whole", "[mechanism][lizard]") {
     lizard_problem<float> p(seed, kind_of(seed));
     auto memory = blank<float, 4>({p.B, p.keys, 2 * p.W, p.E + (p.normalised ? 1 : 0)});
     auto largest = blank<double, 2>({p.B, p.keys});
-    heed::lizard_state const held(memory.view(), largest.view());
+    heed::lizard_state const held{memory.view(), largest.view()};
     held.clear();
     auto ring_keys = blank<float, 4>({p.B, p.window, p.keys, p.D}),
          ring_values = blank<float, 4>({p.B, p.window, p.keys, p.E});

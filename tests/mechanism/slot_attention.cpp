@@ -180,7 +180,7 @@ TEST_CASE("slot attention: steps are the whole", "[mechanism][slot_attention]") 
     gsa_problem<float> p(seed, true);
     auto keys = zeros<float>({p.B, p.keys, p.D, p.m}),
          values = zeros<float>({p.B, p.keys, p.m, p.E});
-    heed::slot_state const held(keys.view(), values.view());
+    heed::slot_state const held{keys.view(), values.view()};
     for (index_t t = 0; t < p.N; ++t)
       heed::gated_slot_attention_step(p.in(0).slice(1, t, 1), p.in(1).slice(1, t, 1),
                                       p.in(2).slice(1, t, 1), p.in(3).slice(1, t, 1),
@@ -193,7 +193,7 @@ TEST_CASE("slot attention: steps are the whole", "[mechanism][slot_attention]") 
     auto keys = zeros<float>({p.B, p.keys, p.D, p.m}),
          values = zeros<float>({p.B, p.keys, p.m, p.E});
     auto total = blank<double, 3>({p.B, p.keys, p.m});
-    heed::slot_state const held(keys.view(), values.view(), total.view());
+    heed::slot_state const held{keys.view(), values.view(), total.view()};
     held.clear();
     // A part at once, the rest step by step.
     index_t const first = p.draw.between(0, p.N);
@@ -232,7 +232,7 @@ struct resumed {
     guarded<double, 4> held_keys = copy(keys), held_values = copy(values);
     guarded<double, 3> held_total = blank<double, 3>({1, 1, m});
     held_total.fill([&](auto const& at) { return total.view()(at[0], at[1], at[2]); });
-    heed::slot_state const held(held_keys.view(), held_values.view(), held_total.view());
+    heed::slot_state const held{held_keys.view(), held_values.view(), held_total.view()};
     if (abc)
       heed::abc_attention(q.view(), k.view(), v.view(), c.view(), out.view(), held);
     else
@@ -278,8 +278,8 @@ TEST_CASE("slot attention: gradients of what the slots held", "[mechanism][slot_
          dgate = blank<double, 4>(p.c.extents()), dkeys = blank<double, 4>(p.keys.extents()),
          dvalues = blank<double, 4>(p.values.extents());
     auto dtotal = blank<double, 3>(p.total.extents());
-    heed::slot_state const held(p.keys.view(), p.values.view(), p.total.view());
-    heed::slot_state_gradient const to(dkeys.view(), dvalues.view(), dtotal.view());
+    heed::slot_state const held{p.keys.view(), p.values.view(), p.total.view()};
+    heed::slot_state_gradient const to{dkeys.view(), dvalues.view(), dtotal.view()};
     if (abc)
       heed::abc_attention_backward(p.q.view(), p.k.view(), p.v.view(), p.c.view(), p.out.view(),
                                    p.dout.view(), dq.view(), dk.view(), dv.view(), dc.view(), held,

@@ -1,7 +1,7 @@
 #pragma once
 
-#include <heed/linear.hpp>
 #include <heed/recur/composition.hpp>
+#include <heed/recur/linear_attention.hpp>
 #include <heed/view/convert.hpp>
 
 #include <string>
@@ -757,7 +757,7 @@ void causal_flow_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tenso
   if (query.extent(1) == 1)
     linear_attention_step(c.q, c.k, c.v, c.attended, held.memory, run_on);
   else
-    linear_attention(c.q, c.k, c.v, c.attended, state(held.memory), run_on);
+    linear_attention(c.q, c.k, c.v, c.attended, state{held.memory}, run_on);
   detail::apply_flow_gate(runs, c, out);
 }
 

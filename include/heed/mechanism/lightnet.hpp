@@ -1,8 +1,8 @@
 #pragma once
 
-#include <heed/linear.hpp>
 #include <heed/mechanism/lrpe.hpp>
 #include <heed/recur/features/elementwise.hpp>
+#include <heed/recur/linear_attention.hpp>
 #include <heed/recur/prefix.hpp>
 
 /// You Only Scan Once: Efficient Multi-dimension Sequential Modeling with LightNet. The additive recurrence: with
@@ -126,7 +126,7 @@ lightnet_tensors<T> prepare_lightnet(tensor_view<Q, 4> query, tensor_view<K, 4> 
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   any_executor const run_on(runs);
   index_t copies = 1;  // of the gates, one for each feature of a channel
-  auto const look = [&](auto const& ingredient) {
+  [[maybe_unused]] auto const look = [&](auto const& ingredient) {
     if constexpr (is_lrpe.template operator()<std::remove_cvref_t<decltype(ingredient)>>()) {
       require(ingredient.form == lrpe_form::complex, [] {
         return std::string(
@@ -203,7 +203,7 @@ void lightnet(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
   auto const shared = all_of<detail::is_for_lightnet_engine>(ingredients...);
   if constexpr ((false || ... || detail::is_lightnet_state.template operator()<Ingredients>())) {
     auto const held = std::get<0>(all_of<detail::is_lightnet_state>(ingredients...));
-    std::apply(call, std::tuple_cat(shared, std::tuple(state(held.memory))));
+    std::apply(call, std::tuple_cat(shared, std::tuple(state{held.memory})));
     detail::copy_lightnet_total(total, held.log_total);
   } else {
     std::apply(call, shared);

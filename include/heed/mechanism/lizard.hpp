@@ -1,10 +1,10 @@
 #pragma once
 
 #include <heed/cache/ring_cache.hpp>
-#include <heed/linear.hpp>
 #include <heed/mechanism/extra_keys.hpp>
 #include <heed/mechanism/learned_features.hpp>
 #include <heed/recur/gate_functions.hpp>
+#include <heed/recur/linear_attention.hpp>
 #include <heed/softmax.hpp>
 
 /// Lizard: An Efficient Linearization Framework for Large Language Models. What takes the place of softmax attention is the sum of
@@ -182,6 +182,21 @@ struct lizard_gradient_page;
 struct lizard_gate_gradient_page;
 struct lizard_sum_page;
 struct lizard_step_page;
+struct lizard_state_page;
+
+/// A copy to work with until nothing can be refused any more.
+inline tensor_view<double, 2> copy_of_largest(tensor_view<double, 2> from) {
+  auto const copy = recur::page_tensors<lizard_state_page, double>(
+      recur::tensor_shape{1, from.extent(0), 1, from.extent(1)})[0];
+  tensor_view<double, 2> const result(copy.data(), from.extents());
+  for (index_t s = 0; s < from.extent(0); ++s)
+    for (index_t h = 0; h < from.extent(1); ++h) result(s, h) = from(s, h);
+  return result;
+}
+inline void copy_largest(tensor_view<double, 2> from, tensor_view<double, 2> to) {
+  for (index_t s = 0; s < to.extent(0); ++s)
+    for (index_t h = 0; h < to.extent(1); ++h) to(s, h) = from(s, h);
+}
 
 /// What the gated branch reads: projections of queries and keys, the latter with their reference behind them, and log gates of each
 /// feature, or one a head, in double.
@@ -346,9 +361,11 @@ void lizard_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vie
   static_assert(std::is_same_v<T, compute_type<Q, K, V, G, O, E>>,
                 "heed: the branches of lizard are in the type of the computation");
   detail::check_lizard_parameters(out, with);
-  tensor_view<double, 2> largest;
-  if constexpr ((false || ... || detail::is_lizard_state.template operator()<Ingredients>()))
-    largest = std::get<0>(all_of<detail::is_lizard_state>(ingredients...)).largest;
+  tensor_view<double, 2> held, largest;
+  if constexpr ((false || ... || detail::is_lizard_state.template operator()<Ingredients>())) {
+    held = std::get<0>(all_of<detail::is_lizard_state>(ingredients...)).largest;
+    largest = detail::copy_of_largest(held);
+  }
   auto const& b = branches;
   detail::expect_like("branches.gated", b.gated, out.extents(), "out");
   detail::expect_like("branches.windowed", b.windowed, out.extents(), "out");
@@ -377,13 +394,14 @@ void lizard_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vie
       std::apply(
           call,
           std::tuple_cat(
-              own, std::tuple(state(
-                       std::get<0>(all_of<detail::is_lizard_state>(ingredients...)).memory))));
+              own, std::tuple(state{
+                       std::get<0>(all_of<detail::is_lizard_state>(ingredients...)).memory})));
     else
       std::apply(call, own);
   });
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   detail::add_lizard_branches<T>(any_executor(runs), b.gated, b.windowed, with.alpha, out);
+  detail::copy_largest(largest, held);
 }
 
 /// The gradients of lizard_attention from its saved branches, without a state. dgate is shaped like gate.
@@ -505,7 +523,8 @@ void lizard_attention_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tenso
   });
   auto const branches =
       recur::page_tensors<detail::lizard_step_page, T>(out.extents(), out.extents());
-  auto const x = detail::prepare_lizard<T>(query, key, gate, with, held.largest, ingredients...);
+  auto const largest = detail::copy_of_largest(held.largest);
+  auto const x = detail::prepare_lizard<T>(query, key, gate, with, largest, ingredients...);
   detail::with_lizard_clauses(with, x.log_gate, {}, [&](auto const&... clauses) {
     std::apply(
         [&](auto const&... all) {
@@ -530,6 +549,7 @@ void lizard_attention_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tenso
       all_of<detail::is_for_both_branches>(ingredients...));
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   detail::add_lizard_branches<T>(any_executor(runs), branches[0], branches[1], with.alpha, out);
+  detail::copy_largest(largest, held.largest);
 }
 
 }  // namespace heed

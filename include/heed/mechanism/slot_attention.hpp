@@ -1,7 +1,7 @@
 #pragma once
 
-#include <heed/linear.hpp>
 #include <heed/recur/features/channel_softmax.hpp>
+#include <heed/recur/linear_attention.hpp>
 #include <heed/recur/prefix.hpp>
 
 /// Attention over a fixed number of slots, in which a recurrence keeps keys and values: what gated slot attention and
@@ -91,7 +91,7 @@ void with_slot_states(F const& f, I const&... ingredients) {
   static_assert((true && ... && check_slot_ingredient<I>()));
   if constexpr ((false || ... || is_slot_state.template operator()<I>())) {
     auto const held = std::get<0>(all_of<is_slot_state>(ingredients...));
-    f(std::tuple(state(held.keys)), std::tuple(state(held.values)));
+    f(std::tuple(state{held.keys}), std::tuple(state{held.values}));
   } else {
     f(std::tuple<>(), std::tuple<>());
   }
@@ -252,7 +252,7 @@ void slot_attention_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_
   apply_all(
       [&](auto const&... all) {
         recur::make_problem<T>(scores, strength, value, out, key_decay(log_gate),
-                               state(held.values), all...);
+                               state{held.values}, all...);
         linear_attention_step(query, key, strength, scores, held.keys, value_decay(log_gate),
                               slot_scale(query.extent(3), ingredients...), all...);
         weigh_slots(scores, scores, ingredients...);
