@@ -11,10 +11,17 @@
 //            attention is a probability for every character.
 //
 // The program reads a text this way with every mechanism in the table `mechanisms` below, and then
-// goes on writing by itself, one query at a time against a cache of keys and values.
+// goes on writing by itself, one query at a time against a cache of keys and values. Mechanisms with
+// a state instead of the past learn the same keys and values, and forget the rest.
 
 #include <heed/heed.hpp>
+#include <heed/linear.hpp>
+#include <heed/mechanism/based.hpp>
+#include <heed/mechanism/gated_slot_attention.hpp>
+#include <heed/mechanism/performer.hpp>
+#include <heed/mechanism/titans.hpp>
 #include <heed/parallel/eigen_pool.hpp>
+#include <heed/recur/features/elementwise.hpp>
 
 #include <algorithm>
 #include <array>
@@ -174,6 +181,173 @@ struct memory {
                     ingredients...);
   }
 };
+
+// --- A state instead of a past -----------------------------------------------------------------
+
+/// Has some keys and values learned and some queries answered, in order; what is carried on belongs to it.
+using recurrence = std::function<void(
+    tensor_view<float const, 4> query, tensor_view<float const, 4> key,
+    tensor_view<float const, 4> value, tensor_view<float, 4> out, pool& threads)>;
+
+/// Makes one with an empty state.
+using recurrence_maker = std::function<recurrence(index_t symbols)>;
+
+/// What a recurrence finds for some queries after others. Every call learns the keys that are new: before its first query
+/// all but those that the queries bring along, one each. What comes out may be negative, and add up to more than 1: that is
+/// no probability yet.
+void look_through(recurrence const& state, index_t& learned, memory<float>& past, index_t first,
+                  index_t count, std::vector<float>& found, pool& threads) {
+  index_t const symbols = past.symbols, known = first + count - 1, before = first - 1;
+  auto const run = [&](index_t query, index_t keys, float* out) {
+    if (keys > 0)
+      state(past.query_view().slice(1, query, keys), past.key_view().slice(1, learned, keys),
+            past.value_view().slice(1, learned, keys), heed::bnhd(out, 1, keys, 1, symbols),
+            threads);
+    learned += keys;
+  };
+  index_t const earlier = std::max<index_t>(before - learned, 0);
+  found.assign(size_t(std::max(count, earlier) * symbols), 0.f);
+  run(learned, earlier, found.data());
+  found.assign(size_t(count * symbols), 0.f);
+  // The first query of a text knows nothing.
+  index_t const unanswered = count - (known - learned);
+  run(first + unanswered, known - learned, found.data() + unanswered * symbols);
+  for (auto row = found.begin(); row != found.end(); row += symbols) {
+    float sum = 0;
+    for (auto x = row; x != row + symbols; ++x) sum += * x = std::max(*x, 0.f);
+    if (sum > 1) std::for_each(row, row + symbols, [=](float& x) { x /= sum; });
+  }
+}
+
+/// A state of zeros, for one head.
+struct empty_state {
+  std::vector<float> numbers;
+  tensor_view<float, 4> view;
+
+  empty_state(index_t rows, index_t columns)
+      : numbers(size_t(rows * columns)), view(numbers.data(), {1, 1, rows, columns}) {}
+};
+
+/// The same number for every token and channel.
+auto constantly(float number) {
+  auto const held = std::make_shared<float>(number);
+  return [held](index_t tokens) {
+    return tensor_view<float const, 3>(held.get(), {1, tokens, 1}, {0, 0, 0});
+  };
+}
+
+/// linear_attention; its state has as many rows as there are features, and a column more if it is normalised.
+template <class... Ingredients>
+recurrence_maker linear(index_t features, bool normalised, Ingredients... ingredients) {
+  return [=](index_t symbols) -> recurrence {
+    auto const held = std::make_shared<empty_state>(features, symbols + normalised);
+    return [=](auto query, auto key, auto value, auto out, pool& threads) {
+      heed::linear_attention(query, key, value, out, heed::state{held->view}, heed::on{threads},
+                             ingredients...);
+    };
+  };
+}
+
+/// The delta rule and its relatives: this share of what is wrong with a key's value is put right.
+recurrence_maker delta_rule(float share, float log_gate) {
+  return [=](index_t symbols) -> recurrence {
+    auto const held = std::make_shared<empty_state>(head_dim, symbols);
+    auto const rate = constantly(share), gate = constantly(log_gate);
+    return [=](auto query, auto key, auto value, auto out, pool& threads) {
+      index_t const tokens = key.extent(1);
+      heed::linear_attention(query, key, value, out, heed::delta{rate(tokens)},
+                             heed::decay{gate(tokens)}, heed::state{held->view}, heed::on{threads});
+    };
+  };
+}
+recurrence_maker error_free(float share) {
+  return [=](index_t symbols) -> recurrence {
+    auto const held = std::make_shared<empty_state>(head_dim, symbols);
+    auto const rate = constantly(share);
+    return [=](auto query, auto key, auto value, auto out, pool& threads) {
+      heed::linear_attention(query, key, value, out, heed::exact_delta{rate(key.extent(1))},
+                             heed::state{held->view}, heed::on{threads});
+    };
+  };
+}
+
+/// Random features of exp(sharpness q.k): queries and keys are of the size that makes it so.
+recurrence performer(index_t symbols) {
+  constexpr index_t features = 256;
+  struct carried {
+    empty_state state;
+    heed::favor_projection projection;
+    float largest = -std::numeric_limits<float>::infinity();
+    std::vector<float> query = {}, key = {};
+
+    carried(index_t count, std::mt19937_64 random)
+        : state(features, count + 1),
+          projection(heed::favor_projection::orthogonal(features, head_dim, random)) {}
+  };
+  auto const held = std::make_shared<carried>(symbols, std::mt19937_64(1));
+  return [held](auto query, auto key, auto value, auto out, pool& threads) {
+    auto const sharpened = [](tensor_view<float const, 4> from, std::vector<float>& to) {
+      float const size = std::sqrt(float(sharpness) * std::sqrt(float(head_dim)));
+      to.resize(size_t(from.size()));
+      std::transform(from.data(), from.data() + from.size(), to.begin(),
+                     [=](float x) { return size * x; });
+      return tensor_view<float const, 4>(to.data(), from.extents());
+    };
+    heed::causal_performer(sharpened(query, held->query), sharpened(key, held->key), value, out,
+                           held->projection, heed::state{held->state.view},
+                           heed::running_maximum{tensor_view<float, 2>(&held->largest, {1, 1})},
+                           heed::on{threads});
+  };
+}
+
+/// 64 slots; six signs of a key say which one it is written to.
+recurrence gated_slots(index_t symbols) {
+  constexpr index_t slots = 64;
+  struct carried {
+    empty_state keys, values;
+    std::vector<float> numbers = {}, gate = {}, strength = {};
+  };
+  auto const held =
+      std::make_shared<carried>(carried{empty_state(head_dim, slots), empty_state(slots, symbols)});
+  return [held](auto query, auto key, auto value, auto out, pool& threads) {
+    index_t const tokens = key.extent(1);
+    auto const view = [&](std::vector<float>& all) {
+      all.resize(size_t(tokens * slots));
+      return heed::bnhd(all.data(), 1, tokens, 1, slots);
+    };
+    auto const numbers = view(held->numbers);
+    std::ranges::fill(held->numbers, 8.f);  // kept as they are
+    for (index_t j = 0; j < tokens; ++j) {
+      index_t slot = 0;
+      for (index_t d = 0; d < 6; ++d) slot = 2 * slot + (key(0, j, 0, d) > 0);
+      numbers(0, j, 0, slot) = 0;
+    }
+    heed::slot_gates(numbers, view(held->gate), view(held->strength), heed::on{threads});
+    heed::gated_slot_attention(
+        query, key, value, view(held->strength), view(held->gate), out, heed::scale{sharpness},
+        heed::slot_state{held->keys.view, held->values.view}, heed::on{threads});
+  };
+}
+
+/// A matrix that learns by gradient descent with momentum, eight tokens at a time.
+recurrence titans(index_t symbols) {
+  struct carried {
+    empty_state weights, momentum, reference;
+    heed::titans_state<float> state = {};
+  };
+  auto const state = [=] { return empty_state(head_dim, symbols); };
+  auto const held = std::make_shared<carried>(carried{state(), state(), state()});
+  held->state.memory.weights = {held->weights.view};
+  held->state.memory.momentum = {held->momentum.view};
+  held->state.reference = {held->reference.view};
+  auto const rate = constantly(0.1f), momentum = constantly(0.3f), forget = constantly(1e-4f);
+  return [=](auto query, auto key, auto value, auto out, pool& threads) {
+    index_t const tokens = key.extent(1);
+    heed::titans_step(query, key, value, out,
+                      heed::titans_gates(rate(tokens), momentum(tokens), forget(tokens)),
+                      held->state, 8, heed::on{threads});
+  };
+}
 
 // --- From what was found to a probability ------------------------------------------------------
 
@@ -450,54 +624,58 @@ bool agree(of_whole_text const& a, of_whole_text const& b, index_t heads, index_
   return true;
 }
 
-/// Whether predictions stay the same, to the bit, when everything after them is replaced, and the pattern does that is
-/// made for the text.
-template <class Element, class... Ingredients>
-bool is_causal(bytes text, alphabet const& letters, index_t heads, pattern_maker const& make,
-               Ingredients const&... ingredients) {
-  std::string passage(text.substr(0, 2048));
-  auto const half = index_t(passage.size() / 2);
-  of_whole_text const pattern = make(passage);
+/// What queries [first, first + count) of a text find, one call after the other from the first on.
+template <class Element>
+using look = std::function<void(memory<Element>& past, index_t first, index_t count,
+                                std::vector<float>& found)>;
+
+/// Whether predictions stay the same, to the bit, when everything after them is replaced. `make` makes a look for a text.
+template <class Element, class MakeLook>
+bool is_causal(bytes text, alphabet const& letters, index_t heads, MakeLook const& make) {
+  std::string const passage(text.substr(0, 2048));
+  auto const half = passage.size() / 2;
+  std::string const other =
+      passage.substr(0, half) + std::string(passage.size() - half, letters.character(0));
   std::vector<float> before, after;
-  auto const read = [&](std::vector<float>& found) {
-    memory<Element>(passage, letters, heads)
-        .look(0, index_t(passage.size()), found, pattern, ingredients...);
+  auto const read = [&](std::string const& changed, std::vector<float>& found) {
+    memory<Element> past(changed, letters, heads);
+    look<Element>(make(passage))(past, 0, past.length, found);
   };
-  read(before);
-  std::ranges::fill(passage.begin() + half, passage.end(), letters.character(0));
-  read(after);
-  return agree(pattern, make(passage), heads, half - 1) &&
-         std::memcmp(before.data(), after.data(),
-                     size_t(half * heads * letters.size()) * sizeof(float)) == 0;
+  read(passage, before);
+  read(other, after);
+  return std::memcmp(before.data(), after.data(),
+                     half * size_t(heads * letters.size()) * sizeof(float)) == 0;
+}
+
+/// Calls f(first, count) for the queries that predict a text from its character `warm_up` on: query i predicts i + 1.
+template <class F>
+void for_each_chunk(bytes text, index_t warm_up, F f) {
+  constexpr index_t chunk = 4096;
+  index_t const last = index_t(text.size()) - 1;
+  for (index_t first = warm_up - 1; first < last; first += chunk)
+    f(first, std::min(chunk, last - first));
 }
 
 /// Predicts every character of the text from those before it, and counts from `warm_up` on.
-template <class Element, class... Ingredients>
-reading read_with(std::string const& name, bytes text, index_t warm_up, pool& threads,
-                  index_t heads, pattern_maker const& make, Ingredients const&... ingredients) {
+template <class Element, class MakeLook>
+reading read_with(std::string const& name, bytes text, index_t warm_up, index_t heads,
+                  MakeLook const& make) {
   alphabet const letters(text);
-  of_whole_text const pattern = make(text);
   reading result{};
-  result.is_causal =
-      is_causal<Element>(text, letters, heads, make, heed::on{threads}, ingredients...);
+  result.is_causal = is_causal<Element>(text, letters, heads, make);
 
   memory<Element> past(text, letters, heads);
+  look<Element> const find = make(text);
   frequencies frequency;
   for (char c : text.substr(0, size_t(warm_up) - 1)) frequency.add(c);
 
   progress_bar progress(name);
   std::vector<float> found;
-  double bits = 0, earlier_keys = 0;
-  index_t const chunk = 4096;
-  // Query i predicts character i + 1.
-  for (index_t first = warm_up - 1; first < past.length - 1; first += chunk) {
-    index_t const count = std::min(chunk, past.length - 1 - first);
+  double bits = 0;
+  for_each_chunk(text, warm_up, [&](index_t first, index_t count) {
     auto const start = progress_bar::clock::now();
-    past.look(first, count, found, pattern, heed::on{threads}, ingredients...);
+    find(past, first, count, found);
     result.seconds += progress_bar::seconds_since(start);
-
-    result.pairs +=
-        double(heed::kept_pairs(pattern, heed::call_shape{1, 1, heads, count, first + count - 1}));
 
     size_t const row = found.size() / size_t(count);
     for (index_t i = first; i < first + count; ++i) {
@@ -505,13 +683,45 @@ reading read_with(std::string const& name, bytes text, index_t warm_up, pool& th
       frequency.add(text[here]);
       bits -= std::log2(probability(std::span(found).subspan(size_t(i - first) * row, row), letters,
                                     frequency, text[here + 1]));
-      earlier_keys += double(i * heads);
     }
     auto const done = double(first + count), all = double(past.length);
     progress.show(done * done / (all * all));
-  }
+  });
   result.characters = double(past.length - warm_up);
   result.bits_per_character = bits / result.characters;
+  return result;
+}
+
+/// Whether a pattern that is made for a text does not see its future: it is the same when that is replaced.
+bool is_causal(bytes text, alphabet const& letters, index_t heads, pattern_maker const& make) {
+  std::string passage(text.substr(0, 2048));
+  auto const half = index_t(passage.size() / 2);
+  of_whole_text const before = make(passage);
+  std::ranges::fill(passage.begin() + half, passage.end(), letters.character(0));
+  return agree(before, make(passage), heads, half - 1);
+}
+
+/// The same with attention, and what of it there was to compute.
+template <class Element, class... Ingredients>
+reading read_with_attention(std::string const& name, bytes text, index_t warm_up, pool& threads,
+                            index_t heads, pattern_maker const& make,
+                            Ingredients const&... ingredients) {
+  alphabet const letters(text);
+  reading result = read_with<Element>(name, text, warm_up, heads, [&](bytes of) {
+    return [&, pattern = make(of)](memory<Element>& past, index_t first, index_t count,
+                                   std::vector<float>& found) {
+      past.look(first, count, found, pattern, heed::on{threads}, ingredients...);
+    };
+  });
+  result.is_causal = result.is_causal && is_causal(text, letters, heads, make);
+
+  of_whole_text const pattern = make(text);
+  double earlier_keys = 0;
+  for_each_chunk(text, warm_up, [&](index_t first, index_t count) {
+    result.pairs +=
+        double(heed::kept_pairs(pattern, heed::call_shape{1, 1, heads, count, first + count - 1}));
+    for (index_t i = first; i < first + count; ++i) earlier_keys += double(i * heads);
+  });
   result.operations = result.pairs * 2 * double(head_dim + letters.size());
   result.share_visited = result.pairs / earlier_keys;
   return result;
@@ -527,7 +737,8 @@ struct mechanism {
 template <class Element = float, index_t heads = 1, class... Ingredients>
 mechanism row(std::string name, pattern_maker make, Ingredients... ingredients) {
   return {name, [=](bytes text, index_t warm_up, pool& threads) {
-            return read_with<Element>(name, text, warm_up, threads, heads, make, ingredients...);
+            return read_with_attention<Element>(name, text, warm_up, threads, heads, make,
+                                                ingredients...);
           }};
 }
 
@@ -538,8 +749,23 @@ mechanism row(std::string name, Pattern pattern, Ingredients... ingredients) {
   return row<Element, heads>(name, make, ingredients...);
 }
 
+/// A state instead of the past.
+mechanism state_row(std::string name, recurrence_maker make) {
+  return {name, [=](bytes text, index_t warm_up, pool& threads) {
+            auto const make_look = [&](bytes) -> look<float> {
+              return [&threads, state = make(alphabet(text).size()), learned = index_t{0}](
+                         memory<float>& past, index_t first, index_t count,
+                         std::vector<float>& found) mutable {
+                look_through(state, learned, past, first, count, found, threads);
+              };
+            };
+            return read_with<float>(name, text, warm_up, 1, make_look);
+          }};
+}
+
 constexpr float recency[] = {1.f / 16000};
 constexpr float doubt[] = {12.5f};
+constexpr float fades[] = {-1.f / 2000};
 constexpr index_t sinks_of[] = {0, 64}, recent_of[] = {heed::unbounded, 960};  // two heads
 
 std::vector<mechanism> mechanisms() {
@@ -547,6 +773,7 @@ std::vector<mechanism> mechanisms() {
   tensor_view<float const, 2> const sinks(doubt, {1, 1});
   heed::streaming_heads const one_streams{{sinks_of, {1, 2}}, {recent_of, {1, 2}}};
   heed::causal const causal;
+  std::span<float const> const fading(fades);
   return {
       row("the whole past", causal),
       row("the last 256", last(256)),
@@ -579,6 +806,20 @@ std::vector<mechanism> mechanisms() {
       row("after the same character", same_character),
       row("line ends stay, spaces leave", typed_characters),
       row("all for line starts, or 1024", all_at_line_starts),
+
+      {"a state instead of the past:"},
+      state_row("linear, squares of relu",
+                linear(head_dim, true, heed::squared_relu{}, heed::normalised{})),
+      state_row("BASED: 1 + s + s^2 / 2",
+                linear(heed::taylor::features(head_dim), true, heed::taylor{},
+                       heed::based_normaliser, heed::scale{48})),
+      state_row("Performer, 256 features", performer),
+      state_row("retention: fades in 2000", linear(head_dim, false, heed::fixed_decay(fading))),
+      state_row("gated slots, 64 of them", gated_slots),
+      state_row("the delta rule", delta_rule(0.15f, 0)),
+      state_row("the gated delta rule", delta_rule(0.15f, -1e-4f)),
+      state_row("EFLA: its exact steps", error_free(0.15f)),
+      state_row("Titans: a matrix in training", titans),
 
       {"several heads, voting:"},
       row<float, 2>("two", causal),
@@ -851,9 +1092,11 @@ int run(options const& given) {
     std::fflush(stdout);
     reading const result = each.run(text, warm_up, threads);
     std::printf(line, each.name.c_str(), result.bits_per_character);
-    std::printf(" %8.2f %9.0f %9.2f %8.1f %7.1f%%\n", result.seconds,
-                result.characters / result.seconds, result.pairs / result.seconds * 1e-9,
-                result.operations / result.seconds * 1e-9, 100 * result.share_visited);
+    std::printf(" %8.2f %9.0f", result.seconds, result.characters / result.seconds);
+    if (result.pairs > 0)
+      std::printf(" %9.2f %8.1f %7.1f%%", result.pairs / result.seconds * 1e-9,
+                  result.operations / result.seconds * 1e-9, 100 * result.share_visited);
+    std::printf("\n");
     if (!result.is_causal)
       std::printf("  ^ sees the future: replacing later characters changed it\n");
     all_causal = all_causal && result.is_causal;
