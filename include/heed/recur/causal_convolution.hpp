@@ -44,9 +44,18 @@ class convolver {
   index_t ahead = 0;  // the position of tap 0 after that of the result
   bool silu = false;
 
-  index_t piece_rows() const { return std::max<index_t>(512, 2 * taps); }
+  static constexpr index_t few_taps = 16;
+
+  index_t piece_rows() const { return taps <= few_taps ? 64 : std::max<index_t>(512, 2 * taps); }
   index_t pieces() const { return (all.longest() + piece_rows() - 1) / piece_rows(); }
   index_t history() const { return taps - 1; }
+  /// A piece of work: some rows of a tile, all tiles of some rows one after the other, for the sake of the pages they lie in.
+  struct piece_place {
+    index_t sequence, tile, part;
+  };
+  static piece_place place_of(index_t piece, index_t parts, index_t tiles) {
+    return {piece / tiles / parts, piece % tiles, piece / tiles % parts};
+  }
   /// Of one worker: inputs with those before, weights, outputs, bias.
   index_t scratch_numbers() const {
     return (history() + piece_rows() + taps + piece_rows() + 1) * width;
@@ -75,39 +84,49 @@ class convolver {
     }
   }
 
+  /// The same where they lie, if they can be read there and few taps meet them, or in `to`.
+  row_block<T> look(channel_rows<T> const& from, bool with_state, index_t sequence, index_t first,
+                    index_t count, channel_tile const& tile, T* to) const {
+    auto const run = all[sequence];
+    if (taps <= few_taps && first >= 0 && first + count <= run.count)
+      return from.read(run.batch, run.first + first, count, tile, to);
+    gather(from, with_state, sequence, first, count, tile, to);
+    return {to, tile.padded};
+  }
+
   /// to[t] = bias + sum_j w[j] x[t + j], the taps in order.
-  static void convolve(index_t rows, index_t taps, index_t padded, T const* w, T const* x,
+  static void convolve(index_t rows, index_t taps, index_t padded, T const* w, row_block<T> inputs,
                        T const* bias, T* to, index_t to_stride) {
-    constexpr index_t together = 4;
+    constexpr index_t together = 8, taps_together = 4;
     for (index_t c = 0; c < padded; c += lanes) {
       batch const start = bias == nullptr ? batch(T(0)) : batch::load_unaligned(bias + c);
-      auto const at = [&](T const* from, index_t row) {
-        return batch::load_unaligned(from + row * padded + c);
-      };
+      auto const w_at = [&](index_t j) { return batch::load_unaligned(w + j * padded + c); };
+      auto const x_at = [&](index_t t) { return batch::load_unaligned(inputs[t] + c); };
       index_t t = 0;
       for (; t + together <= rows; t += together) {
         batch sum[together];
         for (batch& each : sum) each = start;
         index_t j = 0;
-        for (; j + together <= taps; j += together) {
-          batch const weight[together] = {at(w, j), at(w, j + 1), at(w, j + 2), at(w, j + 3)};
-#pragma GCC unroll 7
-          for (index_t i = 0; i < 2 * together - 1; ++i) {
-            batch const input = at(x, t + j + i);
-#pragma GCC unroll 4
+        for (; j + taps_together <= taps; j += taps_together) {
+          batch const weight[taps_together] = {w_at(j), w_at(j + 1), w_at(j + 2), w_at(j + 3)};
+#pragma GCC unroll 11
+          for (index_t i = 0; i < together + taps_together - 1; ++i) {
+            batch const input = x_at(t + j + i);
+#pragma GCC unroll 8
             for (index_t q = 0; q < together; ++q)
-              if (i >= q && i - q < together) sum[q] = xsimd::fma(weight[i - q], input, sum[q]);
+              if (i >= q && i - q < taps_together)
+                sum[q] = xsimd::fma(weight[i - q], input, sum[q]);
           }
         }
         for (; j < taps; ++j)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
           for (index_t q = 0; q < together; ++q)
-            sum[q] = xsimd::fma(at(w, j), at(x, t + j + q), sum[q]);
+            sum[q] = xsimd::fma(w_at(j), x_at(t + j + q), sum[q]);
         for (index_t q = 0; q < together; ++q) sum[q].store_unaligned(to + (t + q) * to_stride + c);
       }
       for (; t < rows; ++t) {
         batch sum = start;
-        for (index_t j = 0; j < taps; ++j) sum = xsimd::fma(at(w, j), at(x, t + j), sum);
+        for (index_t j = 0; j < taps; ++j) sum = xsimd::fma(w_at(j), x_at(t + j), sum);
         sum.store_unaligned(to + t * to_stride + c);
       }
     }
@@ -128,18 +147,20 @@ class convolver {
     index_t const parts = pieces();
     T* const scratch = reserve(run_on, memory);
     parallel_for(run_on, all.count() * tiles.count() * parts, [&](index_t piece, index_t worker) {
-      index_t const sequence = piece / parts / tiles.count(), first = piece % parts * piece_rows();
-      channel_tile const tile = tiles[piece / parts % tiles.count()];
+      piece_place const at = place_of(piece, parts, tiles.count());
+      index_t const sequence = at.sequence, first = at.part * piece_rows();
+      channel_tile const tile = tiles[at.tile];
       auto const run = all[sequence];
       index_t const rows = std::min(piece_rows(), run.count - first);
       if (rows <= 0) return;
       T* const x = scratch + worker * scratch_numbers();
       T* const w = x + (history() + piece_rows()) * width;
       T* const y = w + taps * width;
-      gather(in, true, sequence, first + ahead - history(), history() + rows, tile, x);
+      row_block<T> const seen =
+          look(in, true, sequence, first + ahead - history(), history() + rows, tile, x);
       take_weights(tile, true, w);
       auto const to = out.open(run.batch, run.first + first, tile, y);
-      convolve(rows, taps, tile.padded, w, x, bias_of(tile, y + piece_rows() * width), to.data,
+      convolve(rows, taps, tile.padded, w, seen, bias_of(tile, y + piece_rows() * width), to.data,
                to.stride);
       if (silu)
         for (index_t t = 0; t < rows; ++t)
@@ -179,18 +200,20 @@ class convolver {
     // d loss / d what the filter gives, before silu.
     if (silu)
       parallel_for(run_on, chains * parts, [&](index_t piece, index_t worker) {
-        index_t const chain = piece / parts, sequence = chain / tiles.count();
-        index_t const first = piece % parts * piece_rows();
-        channel_tile const tile = tiles[chain % tiles.count()];
+        piece_place const at = place_of(piece, parts, tiles.count());
+        index_t const sequence = at.sequence, first = at.part * piece_rows();
+        index_t const chain = sequence * tiles.count() + at.tile;
+        channel_tile const tile = tiles[at.tile];
         index_t const rows = std::min(piece_rows(), all[sequence].count - first);
         if (rows <= 0) return;
         T* const x = scratch + worker * scratch_numbers();
         T* const w = x + (history() + piece_rows()) * width;
         T* const dy = w + taps * width;
         T* const to = slope_of(chain) + first * tile.padded;
-        gather(in, true, sequence, first + ahead - history(), history() + rows, tile, x);
+        row_block<T> const seen =
+            look(in, true, sequence, first + ahead - history(), history() + rows, tile, x);
         take_weights(tile, true, w);
-        convolve(rows, taps, tile.padded, w, x, bias_of(tile, dy + piece_rows() * width), to,
+        convolve(rows, taps, tile.padded, w, seen, bias_of(tile, dy + piece_rows() * width), to,
                  tile.padded);
         gather(dout, false, sequence, first, rows, tile, dy);
         for (index_t n = 0; n < rows * tile.padded; n += lanes)
@@ -208,28 +231,30 @@ class convolver {
           std::fill_n(to + r * tile.padded, tile.padded, T(0));
     };
     parallel_for(run_on, chains * parts, [&](index_t piece, index_t worker) {
-      index_t const chain = piece / parts, sequence = chain / tiles.count();
-      index_t const first = piece % parts * piece_rows();
-      channel_tile const tile = tiles[chain % tiles.count()];
+      piece_place const at = place_of(piece, parts, tiles.count());
+      index_t const sequence = at.sequence, first = at.part * piece_rows();
+      index_t const chain = sequence * tiles.count() + at.tile;
+      channel_tile const tile = tiles[at.tile];
       auto const run = all[sequence];
       index_t const rows = std::min(piece_rows(), run.count - first);
-      T* const to = partial + piece * sums;
+      T* const to = partial + (chain * parts + at.part) * sums;
       std::fill_n(to, sums, T(0));
       if (rows <= 0) return;
       T* const x = scratch + worker * scratch_numbers();
       T* const w = x + (history() + piece_rows()) * width;
       T* const y = w + taps * width;
-      gather(in, true, sequence, first + ahead - history(), history() + rows, tile, x);
+      row_block<T> const seen =
+          look(in, true, sequence, first + ahead - history(), history() + rows, tile, x);
       gather_slopes(chain, first, rows, tile, y);
       for (index_t j = 0; j < taps; ++j)
-        correlate(rows, tile.padded, y, x + (history() - j) * tile.padded, to + j * width);
-      correlate(rows, tile.padded, y, nullptr, to + taps * width);
+        correlate(rows, tile.padded, y, {seen[history() - j], seen.stride}, to + j * width);
+      correlate(rows, tile.padded, y, {nullptr, 0}, to + taps * width);
 
       // dx_t = sum_k w_k slope_(t - ahead + k).
       gather_slopes(chain, first - ahead, rows + history(), tile, x);
       take_weights(tile, false, w);
       auto const dx = din.open(run.batch, run.first + first, tile, y);
-      convolve(rows, taps, tile.padded, w, x, nullptr, dx.data, dx.stride);
+      convolve(rows, taps, tile.padded, w, {x, tile.padded}, nullptr, dx.data, dx.stride);
       if (ends.final_gradient) add_final(sequence, first, rows, tile, dx, x);
       din.finish(dx, run.batch, run.first + first, rows, tile);
     });
@@ -242,7 +267,7 @@ class convolver {
         T* const y = w + taps * width;
         gather_slopes(chain, -history(), 2 * history(), tile, x);
         take_weights(tile, false, w);
-        convolve(history(), taps, tile.padded, w, x, nullptr, y, tile.padded);
+        convolve(history(), taps, tile.padded, w, {x, tile.padded}, nullptr, y, tile.padded);
         if (ends.final_gradient)
           add_final(sequence, -history(), history(), tile, {y, tile.padded}, x);
         write_state(ends.initial_gradient, sequence, history(), tile, y);
@@ -283,7 +308,7 @@ class convolver {
   }
 
   /// to[c] = sum_t y[t][c] x[t][c], without x the sum of y.
-  static void correlate(index_t rows, index_t padded, T const* y, T const* x, T* to) {
+  static void correlate(index_t rows, index_t padded, T const* y, row_block<T> x, T* to) {
     constexpr index_t chains = 4;
     for (index_t c = 0; c < padded; c += lanes) {
       batch sum[chains];
@@ -293,10 +318,9 @@ class convolver {
         for (index_t n = 0; n < chains; ++n)
           if (t + n < rows) {
             batch const slope = batch::load_unaligned(y + (t + n) * padded + c);
-            sum[n] =
-                x == nullptr
-                    ? sum[n] + slope
-                    : xsimd::fma(slope, batch::load_unaligned(x + (t + n) * padded + c), sum[n]);
+            sum[n] = x.data == nullptr
+                         ? sum[n] + slope
+                         : xsimd::fma(slope, batch::load_unaligned(x[t + n] + c), sum[n]);
           }
       ((sum[0] + sum[1]) + (sum[2] + sum[3])).store_unaligned(to + c);
     }
@@ -399,7 +423,7 @@ void causal_convolution(tensor_view<X, 4> x, tensor_view<W, 3> weights, tensor_v
 }
 
 /// The gradients of causal_convolution, with its ingredients; also initial_state{view, gradient} and
-/// final_state_gradient. dx is shaped like x, dweights like weights. A state{view} is read as the one that the call began
+/// final_state_gradient. dx is shaped like x, and is not dout; dweights like weights. A state{view} is read as the one that the call began
 /// with. With with_silu, takes scratch of the size of x.
 template <element X, element W, element DO, element DX, element DW, class... Ingredients>
 void causal_convolution_backward(tensor_view<X, 4> x, tensor_view<W, 3> weights,
