@@ -5,6 +5,7 @@
 #include <heed/cache/kv_cache.hpp>
 #include <heed/cache/ring_cache.hpp>
 #include <heed/cache/rotation.hpp>
+#include <heed/linear.hpp>
 #include <heed/neighborhood.hpp>
 #include <heed/parallel/eigen_pool.hpp>
 #include <heed/parallel/executor.hpp>

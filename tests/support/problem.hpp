@@ -12,7 +12,7 @@
 #include "support/guarded.hpp"
 #include "support/random.hpp"
 
-#include <heed/heed.hpp>
+#include <heed/softmax.hpp>
 
 #include <algorithm>
 #include <deque>

@@ -3,7 +3,7 @@
 
 #include "support/guarded.hpp"
 
-#include <heed/heed.hpp>
+#include <heed/softmax.hpp>
 
 #include <cmath>
 

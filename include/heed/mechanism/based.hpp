@@ -1,7 +1,7 @@
 #pragma once
 
-#include <heed/linear.hpp>
 #include <heed/recur/features/polynomial.hpp>
+#include <heed/recur/linear_attention.hpp>
 
 /// The linear layer of BASED (Arora et al.: Simple Linear Attention Language Models Balance the Recall-Throughput
 /// Tradeoff): attention with the second-order Taylor polynomial of the exponential, whose weights are at least 1/2,

@@ -1,7 +1,7 @@
 #pragma once
 
-#include <heed/linear.hpp>
 #include <heed/recur/features/cosine_reweighted.hpp>
+#include <heed/recur/linear_attention.hpp>
 
 /// cosFormer (Qin et al.: cosFormer, Rethinking Softmax in Attention): linear attention with the weights
 ///

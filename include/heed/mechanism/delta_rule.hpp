@@ -1,7 +1,7 @@
 #pragma once
 
-#include <heed/linear.hpp>
 #include <heed/recur/gate_functions.hpp>
+#include <heed/recur/linear_attention.hpp>
 #include <heed/recur/row_norms.hpp>
 
 #include <span>

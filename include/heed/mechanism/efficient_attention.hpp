@@ -1,7 +1,7 @@
 #pragma once
 
-#include <heed/linear.hpp>
 #include <heed/recur/features/channel_softmax.hpp>
+#include <heed/recur/linear_attention.hpp>
 #include <heed/recur/prefix.hpp>
 
 #include <cmath>

@@ -1,7 +1,7 @@
 #pragma once
 
-#include <heed/linear.hpp>
 #include <heed/mechanism/lrpe.hpp>
+#include <heed/recur/linear_attention.hpp>
 #include <heed/recur/row_norms.hpp>
 
 /// Lightning Attention (Scaling TransNormer to 175 Billion Parameters; Various Lengths, Constant Speed; Lightning Attention-2) and

@@ -1,8 +1,8 @@
 #pragma once
 
-#include <heed/linear.hpp>
 #include <heed/recur/composition.hpp>
 #include <heed/recur/features/favor.hpp>
+#include <heed/recur/linear_attention.hpp>
 
 #include <limits>
 

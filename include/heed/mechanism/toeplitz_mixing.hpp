@@ -1,7 +1,7 @@
 #pragma once
 
-#include <heed/linear.hpp>
 #include <heed/recur/gate_functions.hpp>
+#include <heed/recur/linear_attention.hpp>
 
 /// TPE and MD-TPE of You Only Scan Once (LightNet): positions by mixing tokens before the layer, with weights that do not depend
 /// on what they hold,
