@@ -312,3 +312,115 @@ TEST_CASE("long-short: what does not fit is refused", "[mechanism][long_short]")
       "positions, [1, 4, 2, 3]");
   CHECK(numbers == std::vector<float>(1000, 7.0f));
 }
+
+namespace {
+
+template <class T>
+tensor_view<T, 2> last_two(tensor_view<T, 4> x) {
+  return {x.data(), {x.extent(2), x.extent(3)}, {x.stride(2), x.stride(3)}};
+}
+
+/// Between its projections, the layer: keys and values normalised, compressed, and the compressed rows normalised too.
+struct layer_problem : definition_check<double> {
+  index_t N = 24, H = 2, D = 5, r = 3, length = 6, window = 4;
+  heed::causal_long_short how{window, length, r};
+  support::guarded<double, 4> k, v, ck, cv, normal_ck, normal_cv, dck, dcv, normal_dck, normal_dcv,
+      dk, dv, spare;
+  tensor<double, 3> lse{{1, H, N}};
+
+  explicit layer_problem(seed_t seed) : definition_check<double>(seed) {
+    for (char const* name : {"q", "k", "v"}) input(name, {1, N, H, D});
+    input("logits", {1, N, H, r});
+    for (char const* name : {"gain", "shift", "gain of rows", "shift of rows"})
+      input(name, {1, 1, H, D});
+    output("out", {1, N, H, D});
+    for (auto* each : {&k, &v, &dk, &dv, &spare}) *each = support::blank<double, 4>({1, N, H, D});
+    for (auto* each : {&ck, &cv, &normal_ck, &normal_cv, &dck, &dcv, &normal_dck, &normal_dcv})
+      *each = support::blank<double, 4>({1, N / length * r, H, D});
+  }
+  auto definition() const {
+    return [this]<class U>(reference::tensors<U> const& x) {
+      auto const keys = reference::layer_norm(x[1], x[4], x[5]),
+                 values = reference::layer_norm(x[2], x[4], x[5]);
+      auto const rows = [&](tensor<U, 4> const& of) {
+        return reference::layer_norm(reference::compressed(x[3], of, length), x[6], x[7]);
+      };
+      return reference::tensors<U>{reference::long_short(x[0], keys, values, rows(keys),
+                                                         rows(values), window, true, length, r,
+                                                         1 / std::sqrt(double(D)))};
+    };
+  }
+  auto of_tokens() const { return heed::layer_norm{last_two(in(4)), last_two(in(5))}; }
+  auto of_rows() const { return heed::layer_norm{last_two(in(6)), last_two(in(7))}; }
+  void forward_pass() {
+    heed::normalise_tokens(in(1), of_tokens(), k.view());
+    heed::normalise_tokens(in(2), of_tokens(), v.view());
+    heed::compress_positions(in(3), k.view(), v.view(), length, ck.view(), cv.view());
+    heed::normalise_tokens(ck.view(), of_rows(), normal_ck.view());
+    heed::normalise_tokens(cv.view(), of_rows(), normal_cv.view());
+    heed::long_short_attention(how, in(0), k.view(), v.view(), normal_ck.view(), normal_cv.view(),
+                               out(0), heed::lse_into{view_of(lse)});
+  }
+  void backward_pass() {
+    forward_pass();
+    heed::long_short_attention_backward(how, in(0), k.view(), v.view(), normal_ck.view(),
+                                        normal_cv.view(), saved(0), view_of(std::as_const(lse)),
+                                        dout(0), din(0), dk.view(), dv.view(), normal_dck.view(),
+                                        normal_dcv.view());
+    // Two uses of a norm: their gradients add up.
+    tensor<double, 2> gain({H, D}), shift({H, D});
+    heed::layer_norm const second{view_of(gain), view_of(shift)};
+    auto const add = [&](std::size_t first) {
+      for (index_t h = 0; h < H; ++h)
+        for (index_t d = 0; d < D; ++d) {
+          last_two(din(first))(h, d) += gain(h, d);
+          last_two(din(first + 1))(h, d) += shift(h, d);
+        }
+    };
+    heed::normalise_tokens_backward(ck.view(), of_rows(), normal_dck.view(), dck.view(),
+                                    heed::layer_norm{last_two(din(6)), last_two(din(7))});
+    heed::normalise_tokens_backward(cv.view(), of_rows(), normal_dcv.view(), dcv.view(), second);
+    add(6);
+    heed::compress_positions_backward(in(3), k.view(), v.view(), length, ck.view(), cv.view(),
+                                      dck.view(), dcv.view(), din(3), dk.view(), dv.view());
+    heed::normalise_tokens_backward(in(1), of_tokens(), dk.view(), din(1),
+                                    heed::layer_norm{last_two(din(4)), last_two(din(5))});
+    heed::normalise_tokens_backward(in(2), of_tokens(), dv.view(), din(2), second,
+                                    support::threads{});
+    add(4);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("long-short: the layer", "[mechanism][long_short]") {
+  for_each_seed("long-short layer", 20, [](seed_t seed) {
+    layer_problem p(seed);
+    p.backward_pass();
+    return in_orders(p.definition(), [&](auto const&... all) { return p.forward(all...); }) +
+           support::small_gradient_complaint(p, 8, p.definition());
+  });
+}
+
+TEMPLATE_TEST_CASE("layer norm: the definition and its gradient", "[mechanism][long_short]", double,
+                   float) {
+  for_each_seed("layer norm", 60, [](seed_t seed) {
+    definition_check<TestType> p(seed);
+    index_t const B = p.draw.between(1, 2), N = p.draw.between(1, 70), H = p.draw.between(1, 3),
+                  D = p.draw.between(4, 20);
+    double const away = p.draw.one_in(3) ? 100 : 0;
+    p.input("x", {B, N, H, D}, [&] { return away + p.draw.normal(); });
+    p.input("gain", {1, 1, H, D});
+    p.input("shift", {1, 1, H, D});
+    p.output("out", {B, N, H, D});
+    heed::layer_norm const norm{last_two(p.in(1)), last_two(p.in(2))};
+    heed::normalise_tokens(p.in(0), norm, p.out(0));
+    heed::normalise_tokens_backward(p.in(0), norm, p.dout(0), p.din(0),
+                                    heed::layer_norm{last_two(p.din(1)), last_two(p.din(2))});
+    auto const definition = []<class U>(reference::tensors<U> const& x) {
+      return reference::tensors<U>{reference::layer_norm(x[0], x[1], x[2])};
+    };
+    return in_orders(definition,
+                     [&](auto const&... all) { return p.forward(all...) + p.backward(all...); });
+  });
+}

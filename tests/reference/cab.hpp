@@ -270,4 +270,27 @@ tensor<T, 4> long_short(tensor<T, 4> const& q, tensor<T, 4> const& k, tensor<T, 
       });
 }
 
+/// LayerNorm over all heads of a token; gain and shift [1, 1, heads, dim].
+template <class T>
+tensor<T, 4> layer_norm(tensor<T, 4> const& x, tensor<T, 4> const& gain,
+                        tensor<T, 4> const& shift) {
+  using std::sqrt;
+  index_t const H = x.extent(2), D = x.extent(3);
+  T const width = T(static_cast<double>(H * D));
+  tensor<T, 4> y(x.extents);
+  for (index_t b = 0; b < x.extent(0); ++b)
+    for (index_t i = 0; i < x.extent(1); ++i) {
+      auto const sum = [&](auto f) {
+        return ordered_sum<T>(H * D, [&](index_t n) { return f(x(b, i, n / D, n % D)); });
+      };
+      T const mean = sum([](T each) { return each; }) / width;
+      T const variance = sum([&](T each) { return (each - mean) * (each - mean); }) / width;
+      for (index_t h = 0; h < H; ++h)
+        for (index_t d = 0; d < D; ++d)
+          y(b, i, h, d) = gain(0, 0, h, d) * ((x(b, i, h, d) - mean) / sqrt(variance + T(1e-5))) +
+                          shift(0, 0, h, d);
+    }
+  return y;
+}
+
 }  // namespace reference

@@ -5,14 +5,17 @@
 #include <heed/mechanism/composition.hpp>
 #include <heed/mechanism/extra_keys.hpp>
 #include <heed/pattern/row_ranges.hpp>
+#include <heed/recur/layer_norm.hpp>
 #include <heed/recur/position_softmax.hpp>
 
 /// Long-Short Transformer: Efficient Transformers for Language and Vision, as in CAB: one softmax over the keys nearby and over a
-/// few rows to which all keys, or all keys of earlier chunks, are compressed.
+/// few rows to which all keys, or all keys of earlier chunks, are compressed. In its layer keys and values pass through one
+/// LayerNorm over the model's width, and the compressed rows through another one:
 ///
-///     heed::compress_positions(logits, k, v, length, ck, cv);         // logits = X W_p, the caller's
-///     // here the layer passes ck and cv through a LayerNorm over the model's width, as it did with k and v before
-///     heed::long_short_attention(how, q, k, v, ck, cv, out);
+///     normalise_tokens(k, of_tokens, k);          normalise_tokens(v, of_tokens, v);
+///     compress_positions(logits, k, v, length, ck, cv);                // logits = X W_p, the caller's
+///     normalise_tokens(ck, of_rows, normal_ck);   normalise_tokens(cv, of_rows, normal_cv);
+///     long_short_attention(how, q, k, v, normal_ck, normal_cv, out);
 ///
 /// Early rows meet what there is: neither padding of the window nor an empty chunk takes part. Terms for positions are a score
 /// modifier.
@@ -157,7 +160,7 @@ class long_short_cache {
   }
 
   /// The next position: [batch, 1, heads, dim] each, logits [batch, 1, heads, rows]. Returns whether it closed a chunk, whose rows
-  /// are then the last of `compressed`: the moment for the layer's LayerNorm of them, in place.
+  /// are then the last of `compressed`: the moment for the layer's normalise_tokens of them, in place.
   ///
   /// Ingredients: scale, an executor, scratch, lse_into.
   template <element Q, element K, element V, element L, element O, class... Ingredients>
