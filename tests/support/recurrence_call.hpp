@@ -90,7 +90,7 @@ inline heed::any_executor on_this_thread() {
 template <class Q, class K = Q, class V = Q, class O = Q>
 struct recurrence_call {
   using compute = heed::compute_type<Q, K, V, O>;
-  static constexpr bool few_combinations = !std::is_same_v<Q, compute>;
+  static constexpr bool few_combinations = !std::is_same_v<Q, float>;
 
   tensor_view<Q const, 4> query;
   tensor_view<K const, 4> key;

@@ -72,7 +72,7 @@ void with_one_of(Call const& c, F const& f) {
 
 /// Calls f(states, ingredients...), states saying whether the call begins and ends with them. The combinations that are
 /// compiled: every kind alone, and with a map and states; what can be normalised, and some with documents, also with a map
-/// and states. In types other than float and double, some of them.
+/// and states. In types other than float, some of them.
 template <class Call, class F>
 void with_clauses(Call const& c, F const& f) {
   auto const with = [&](auto states, auto const&... more) {
