@@ -1,7 +1,7 @@
 #include "cli/attention_files.hpp"
 #include "reference/recurrence.hpp"
 
-// heed_conformance run linear_attention, against the definition of recurrences.
+// heed_conformance run linear_attention and sequence_parallel, against the definition of recurrences.
 
 using cli::expected;
 using cli::sandbox;
@@ -126,6 +126,49 @@ TEST_CASE("heed_conformance: linear_attention", "[cli][recurrences]") {
     if (!c.x.log_value_gate.values.empty())
       complaint += c.complaint("", expected{"dlog_value_gate", d.log_value_gate});
     if (!c.x.rate.values.empty()) complaint += c.complaint("", expected{"drate", d.rate});
+    return complaint;
+  });
+}
+
+TEST_CASE("heed_conformance: sequence_parallel", "[cli][recurrences]") {
+  sandbox const box;
+  for_each_seed("conformance of sequence_parallel", 20, [&](seed_t seed) {
+    cli::attention_files c(box, seed, "sequence_parallel");
+    index_t const N = c.draw.between(1, 30), D = c.draw.between(1, 6), E = c.draw.between(1, 6);
+    reference::recurrence<some_features> definition;
+    reference::recurrence_operands<double> x;
+    x.query = cli::normal<4>(c.draw, {2, N, 4, D});
+    x.key = cli::normal<4>(c.draw, {2, N, 2, D});
+    x.value = cli::normal<4>(c.draw, {2, N, 2, E});
+    x.initial = cli::normal<4>(c.draw, {2, 2, D, E});
+    c.save("q", x.query);
+    c.save("k", x.key);
+    c.save("v", x.value);
+    c.save("initial", x.initial);
+    std::vector<index_t> bounds{0, c.draw.between(0, N), N};
+    c.save("bounds", {3}, bounds);
+    index_t const gates = c.draw.between(0, 2);
+    if (gates == 1) {
+      x.log_gate = tensor<double, 3>({2, N, 2});
+      for (double& each : x.log_gate.values) each = c.draw.uniform(-1, 0);
+      c.save("log_gate", x.log_gate);
+    } else if (gates == 2) {
+      x.log_key_gate = tensor<double, 4>({2, N, 1, D});
+      for (double& each : x.log_key_gate.values) each = c.draw.uniform(-1, 0);
+      c.save("log_key_gate", x.log_key_gate);
+    }
+    auto const golden = definition.forward(x);
+    auto const dout = cli::normal<4>(c.draw, golden.out.extents),
+               dfinal = cli::normal<4>(c.draw, golden.state.extents);
+    c.save("do", dout);
+    c.save("dfinal", dfinal);
+    auto const d = definition.backward(x, golden.out, dout, dfinal);
+    std::string complaint = c.complaint("", expected{"o", golden.out},
+                                        expected{"final", golden.state}, expected{"dq", d.query}) +
+                            c.complaint("", expected{"dk", d.key}, expected{"dv", d.value},
+                                        expected{"dinitial", d.initial});
+    if (gates == 1) complaint += c.complaint("", expected{"dlog_gate", d.log_gate});
+    if (gates == 2) complaint += c.complaint("", expected{"dlog_key_gate", d.log_key_gate});
     return complaint;
   });
 }
