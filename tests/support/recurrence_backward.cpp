@@ -20,6 +20,6 @@ void recurrence_call<Q, K, V, O>::backward() const {
 
 template void recurrence_call<float>::backward() const;
 template void recurrence_call<double>::backward() const;
-template void mixed_recurrence_call::backward() const;
+template void recurrence_call<Eigen::half, Eigen::bfloat16, float, Eigen::half>::backward() const;
 
 }  // namespace support

@@ -17,6 +17,6 @@ void recurrence_call<Q, K, V, O>::forward() const {
 
 template void recurrence_call<float>::forward() const;
 template void recurrence_call<double>::forward() const;
-template void mixed_recurrence_call::forward() const;
+template void recurrence_call<Eigen::half, Eigen::bfloat16, float, Eigen::half>::forward() const;
 
 }  // namespace support

@@ -217,7 +217,7 @@ class recurrence_problem {
     if (!complaint.empty()) {
       if (!has(value_gate_))
         naive.push_back(definition.chunked(operands<compute>(), chunk_or_usual()));
-      for (seed_t otherwise : {1, 2, 3}) {
+      for (seed_t otherwise : {seed_t{1}, seed_t{2}, seed_t{3}}) {
         auto const moved = rounded_otherwise(otherwise);
         naive.push_back(definition.forward(moved));
         if (!has(value_gate_)) naive.push_back(definition.chunked(moved, chunk_or_usual()));
@@ -236,7 +236,7 @@ class recurrence_problem {
     std::string complaint = compare_backward(exact, naive);
     if (!complaint.empty()) {
       if (!has(value_gate_)) naive.push_back(chunked_backward(x));
-      for (seed_t otherwise : {1, 2, 3}) {
+      for (seed_t otherwise : {seed_t{1}, seed_t{2}, seed_t{3}}) {
         auto const moved = rounded_otherwise(otherwise);
         naive.push_back(backward_of(moved, definition.forward(moved).out));
         if (!has(value_gate_)) naive.push_back(chunked_backward(moved));

@@ -16,6 +16,7 @@ void recurrence_call<Q, K, V, O>::step(tensor_view<compute, 4> state) const {
 
 template void recurrence_call<float>::step(tensor_view<float, 4>) const;
 template void recurrence_call<double>::step(tensor_view<double, 4>) const;
-template void mixed_recurrence_call::step(tensor_view<float, 4>) const;
+template void recurrence_call<Eigen::half, Eigen::bfloat16, float, Eigen::half>::step(
+    tensor_view<float, 4>) const;
 
 }  // namespace support
