@@ -185,6 +185,52 @@ TEST_CASE("recurrence: what is poisoned later does not reach what is before", "[
   });
 }
 
+TEST_CASE("recurrence: a poisoned gradient does not reach what is later", "[recur][hazards]") {
+  for_each_seed("recurrence poisoned gradient", 400, [](seed_t seed) -> std::string {
+    recurrence_problem<float> p(seed, {.positions = 150, .steps = true, .plain = true});
+    if (p.N < 1 || p.B < 1) return {};
+    auto const gradients = [&] {
+      p.call().forward();
+      p.call().backward();
+      std::vector<std::pair<std::string, tensor<float, 4>>> all{
+          {"dquery", p.dquery.values<float>()},
+          {"dkey", p.dkey.values<float>()},
+          {"dvalue", p.dvalue.values<float>()},
+          {"dlog_key_gate", p.dlog_key_gate.values<float>()},
+          {"dlog_value_gate", p.dlog_value_gate.values<float>()}};
+      for (auto const& [name, of_tokens] : {std::pair{"dlog_gate", p.dlog_gate.values<float>()},
+                                            {"drate", p.drate.values<float>()}}) {
+        tensor<float, 4> one({of_tokens.extent(0), of_tokens.extent(1), of_tokens.extent(2), 1});
+        one.values = of_tokens.values;
+        all.emplace_back(name, one);
+      }
+      return all;
+    };
+    auto const clean = gradients();
+    index_t const t = p.draw.between(0, p.N - 1), head = p.draw.between(0, p.H - 1);
+    p.dout.view()(0, t, head, p.draw.between(0, p.E - 1)) =
+        p.draw.one_of(std::array{not_a_number, infinity, -infinity});
+    auto const poisoned = gradients();
+    for (std::size_t n = 0; n < clean.size(); ++n) {
+      auto const& [name, before] = clean[n];
+      auto const& after = poisoned[n].second;
+      index_t const group = std::max<index_t>(1, p.H / std::max<index_t>(before.extent(2), 1));
+      for (index_t b = 0; b < before.extent(0); ++b)
+        for (index_t i = 0; i < before.extent(1); ++i)
+          for (index_t h = 0; h < before.extent(2); ++h)
+            for (index_t d = 0; d < before.extent(3); ++d) {
+              // A row of queries is its own; keys, gates and rates are met by all later rows.
+              bool const reached = b == 0 && h == head / group && (n == 0 ? i == t : i <= t);
+              float const was = before(b, i, h, d), is = after(b, i, h, d);
+              if (!reached && std::memcmp(&was, &is, sizeof(float)) != 0)
+                return p.with_shape(name + " changed at token " + std::to_string(i) +
+                                    " from the gradient of row " + std::to_string(t) + "\n");
+            }
+    }
+    return {};
+  });
+}
+
 TEST_CASE("recurrence: NaN anywhere does no harm to memory", "[recur][hazards]") {
   for_each_seed("recurrence nan", 300, [](seed_t seed) {
     recurrence_problem<float> p(seed);

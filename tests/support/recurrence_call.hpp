@@ -123,6 +123,5 @@ struct recurrence_call {
   /// One token; `state` is updated.
   void step(tensor_view<compute, 4> state) const;
 };
-using mixed_recurrence_call = recurrence_call<Eigen::half, Eigen::bfloat16, float, Eigen::half>;
 
 }  // namespace support
