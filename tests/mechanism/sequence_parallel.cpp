@@ -285,6 +285,35 @@ TEST_CASE("sequence parallel: the operator of states is associative",
   }
 }
 
+TEST_CASE("sequence parallel: a decay that is the same for all tokens",
+          "[mechanism][sequence_parallel]") {
+  support::random draw(5);
+  auto const q = normal(draw, {1, 80, 2, 9}), k = normal(draw, {1, 80, 2, 9}),
+             v = normal(draw, {1, 80, 2, 7});
+  std::vector<float> const logs{-0.01f, -0.2f};
+  auto const fixed = heed::fixed_decay(std::span<float const>(logs));
+  auto whole = blank<float, 4>(v.extents()), out = blank<float, 4>(v.extents());
+  heed::linear_attention(q.view(), k.view(), v.view(), whole.view(), fixed);
+  auto local = blank<float, 5>({2, 1, 2, 9, 7}), incoming = blank<float, 5>(local.extents());
+  auto decays = blank<double, 4>({2, 1, 2, 1});
+  auto const of = [](auto view, index_t w) { return view.slice(1, 50 * w, w == 0 ? 50 : 30); };
+  for (index_t w : {0, 1}) {
+    heed::linear_attention(of(q.view(), w), of(k.view(), w), of(v.view(), w), of(out.view(), w),
+                           fixed,
+                           heed::final_state<float>{cut_sequence<float>::at(local.view(), w)});
+    heed::segment_decay(fixed, tensor_view<double, 3>(&decays.view()(w, 0, 0, 0), {1, 2, 1}),
+                        w == 0 ? 50 : 30);
+  }
+  heed::combine_states(local.view(), decays.view(), tensor_view<float const, 4>(), incoming.view());
+  for (index_t w : {0, 1})
+    heed::add_incoming_state(of(q.view(), w), cut_sequence<float>::at(incoming.view(), w),
+                             of(out.view(), w), fixed);
+  CHECK(support::difference(out.values<float>(), whole.values<float>()) < 1e-5);
+  CHECK_THROWS_WITH(
+      heed::segment_decay(fixed, tensor_view<double, 3>(&decays.view()(0, 0, 0, 0), {1, 2, 1})),
+      "heed: a fixed_decay without the number of tokens of a segment");
+}
+
 TEST_CASE("sequence parallel: without an order, states are summed",
           "[mechanism][sequence_parallel]") {
   support::random draw(4);

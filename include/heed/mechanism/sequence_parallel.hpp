@@ -72,14 +72,11 @@ tensor_view<T, 4> faded_queries(tensor_view<Q, 4> query, index_t heads, I const&
   parallel_for(run_on, query.extent(0) * heads, [&](index_t piece, index_t) {
     index_t const b = piece / heads, h = piece % heads, width = fades ? gates.extent(3) : 0;
     thread_local workspace own;
-    auto const lay_out = [&](arena memory) {
-      double* const sums = memory.take<double>(width);
-      double* const log = memory.take<double>(width);
-      T* const factors = memory.take<T>(width);
-      return std::tuple(memory.used(), sums, log, factors);
-    };
-    auto const [bytes, sums, log, factors] =
-        lay_out(arena(own.reserve(std::get<0>(lay_out(arena())))));
+    index_t const bytes = 2 * arena::bytes<double>(width) + arena::bytes<T>(width);
+    arena memory(own.reserve(static_cast<std::size_t>(bytes)));
+    double* const sums = memory.take<double>(width);
+    double* const log = memory.take<double>(width);
+    T* const factors = memory.take<T>(width);
     std::fill_n(sums, width, 0.0);
     for (index_t i = 0; i < N; ++i) {
       T* const row = &faded(b, i, h, 0);
@@ -103,20 +100,24 @@ tensor_view<T const, 4> no_tokens(index_t batches, index_t heads, index_t dim) {
 
 }  // namespace detail
 
-/// The log of all that fades over a segment: the sums of its gates, to [batch, heads, 1, or features for a key_decay].
+/// The log of all that fades over a segment: the sums of its gates, to [batch, heads, 1, or features for a key_decay]. A
+/// fixed_decay has to be told the number of `tokens`.
 template <class Gates>
-void segment_decay(Gates const& by, tensor_view<double, 3> to) {
-  auto const gates = detail::segment_gates(by);
-  require(to.extents() == std::array{gates.extent(0), gates.extent(2), gates.extent(3)}, [&] {
-    return "the decay of a segment has shape " + shape_text(to.extents()) +
-           "; expected [batch, heads, 1 or features] of " + shape_text(gates.extents());
-  });
+void segment_decay(Gates const& by, tensor_view<double, 3> to, index_t tokens = -1) {
+  auto gates = detail::segment_gates(by);
+  recurrence_shape const shape{.batches = to.extent(0),
+                               .heads = to.extent(1),
+                               .keys = tokens >= 0 ? tokens : gates.extent(1)};
+  require(shape.keys >= 0,
+          [] { return std::string("a fixed_decay without the number of tokens of a segment"); });
+  gates = recur::detail::fit_tokens("log_gate", gates, shape, to.extent(2), "that of the sums");
+  detail::expect_extent("log_gate", gates, 2, to.extent(1), "heads, those of the sums");
   for (index_t b = 0; b < to.extent(0); ++b)
     for (index_t h = 0; h < to.extent(1); ++h)
       for (index_t d = 0; d < to.extent(2); ++d) {
-        to(b, h, d) = 0;
-        for (index_t i = 0; i < gates.extent(1); ++i)
-          to(b, h, d) += static_cast<double>(gates(b, i, h, d));
+        double sum = 0;
+        for (index_t i = 0; i < gates.extent(1); ++i) sum += static_cast<double>(gates(b, i, h, d));
+        to(b, h, d) = sum;
       }
 }
 
