@@ -2,7 +2,7 @@
 
 #include <heed/parallel/any_executor.hpp>
 #include <heed/recur/features/row_functions.hpp>
-#include <heed/recur/padded_products.hpp>
+#include <heed/simd/product.hpp>
 #include <heed/view/convert.hpp>
 #include <heed/view/expect.hpp>
 #include <heed/view/rows.hpp>
@@ -196,9 +196,9 @@ class learned_rows {
   void project(index_t b, index_t h, index_t first, index_t rows, T* room, T* y) const {
     using batch = xsimd::batch<T, Arch>;
     row_block<T> const x = x_.rows(b, h, first, rows, room);
-    recur::multiply_padded<false, T, Arch>(rows, padded_, dim_, {x.data, x.stride, 1},
-                                           forward_ + (weight_heads_ == 1 ? 0 : h) * dim_ * padded_,
-                                           padded_, y, padded_);
+    simd::product<false, Arch>(rows, dim_, {x.data, x.stride, 1},
+                               forward_ + (weight_heads_ == 1 ? 0 : h) * dim_ * padded_, padded_,
+                               padded_, y, padded_);
     if (bias_heads_ == 0) return;
     T const* const add = bias_ + (bias_heads_ == 1 ? 0 : h) * padded_;
     for (index_t r = 0; r < rows; ++r)
@@ -208,9 +208,9 @@ class learned_rows {
   }
   /// dx of some rows from dy, in rows of round_up(dim, 16) numbers.
   void project_back(index_t h, index_t rows, T const* dy, T* dx) const {
-    recur::multiply_padded<false, T, Arch>(
-        rows, padded_dim_, width_, {dy, padded_, 1},
-        back_ + (weight_heads_ == 1 ? 0 : h) * width_ * padded_dim_, padded_dim_, dx, padded_dim_);
+    simd::product<false, Arch>(rows, width_, {dy, padded_, 1},
+                               back_ + (weight_heads_ == 1 ? 0 : h) * width_ * padded_dim_,
+                               padded_dim_, padded_dim_, dx, padded_dim_);
   }
   index_t padded_dim() const { return padded_dim_; }
 
@@ -232,9 +232,8 @@ class learned_rows {
       // Block by block, so that sums of many rows are sums of sums.
       for_rows_of(owner, weight_heads_, [&](index_t b, index_t h, index_t first, index_t rows) {
         row_block<T> const x = x_.rows(b, h, first, rows, room);
-        recur::multiply_padded<false, T, Arch>(channels, padded_, rows,
-                                               {x.data + channel, 1, x.stride}, at(dy, b, h, first),
-                                               padded_, part, padded_);
+        simd::product<false, Arch>(channels, rows, {x.data + channel, 1, x.stride},
+                                   at(dy, b, h, first), padded_, padded_, part, padded_);
         add_rows(channels * padded_, part, sum);
       });
       for (index_t d = 0; d < channels; ++d)

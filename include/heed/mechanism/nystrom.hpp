@@ -2,8 +2,8 @@
 
 #include <heed/mechanism/composition.hpp>
 #include <heed/mechanism/local_aggregation.hpp>
-#include <heed/recur/padded_products.hpp>
 #include <heed/recur/segments.hpp>
+#include <heed/simd/product.hpp>
 
 /// Nystroemformer: A Nystroem-Based Algorithm for Approximating Self-Attention, as in CAB. With landmarks Q', K', the means of
 /// m segments of the queries and of the keys,
@@ -140,16 +140,16 @@ class landmark_inverse {
 
   /// to = x (transposed or not) times a wide matrix.
   void times_wide(double const* x, bool turned, double const* y, double* to) const {
-    recur::multiply_padded<false>(m, wide_stride, m, scalars(x, turned), y, wide_stride, to,
-                                  wide_stride);
+    simd::product<false, xsimd::default_arch>(m, m, scalars(x, turned), y, wide_stride, wide_stride,
+                                              to, wide_stride);
   }
   /// to = x y^T of wide matrices, of which `dim` columns count.
   void times_turned(double const* x, double const* y, index_t dim, double* to) const {
     std::fill_n(turned_, dim * stride, 0.0);
     for (index_t d = 0; d < dim; ++d)
       for (index_t c = 0; c < m; ++c) turned_[d * stride + c] = y[c * wide_stride + d];
-    recur::multiply_padded<false>(m, stride, dim, simd::scalar_rows<double>{x, wide_stride, 1},
-                                  turned_, stride, to, stride);
+    simd::product<false, xsimd::default_arch>(m, dim, simd::scalar_rows<double>{x, wide_stride, 1},
+                                              turned_, stride, stride, to, stride);
   }
 
  private:
@@ -163,7 +163,8 @@ class landmark_inverse {
   }
   template <bool Accumulate>
   void product(double const* x, bool turned, double const* y, double* to) const {
-    recur::multiply_padded<Accumulate>(m, stride, m, scalars(x, turned), y, stride, to, stride);
+    simd::product<Accumulate, xsimd::default_arch>(m, m, scalars(x, turned), y, stride, stride, to,
+                                                   stride);
   }
   void transpose(double const* x, double* to) const {
     for (index_t i = 0; i < m; ++i)

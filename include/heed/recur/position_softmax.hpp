@@ -2,9 +2,9 @@
 
 #include <heed/parallel/executor.hpp>
 #include <heed/parallel/workspace.hpp>
-#include <heed/recur/padded_products.hpp>
 #include <heed/recur/segments.hpp>
 #include <heed/simd/math.hpp>
+#include <heed/simd/product.hpp>
 #include <heed/view/expect.hpp>
 
 /// Keys and values compressed along positions by weights that are a softmax over positions: P = softmax_j(logits_j),
@@ -53,9 +53,8 @@ class position_softmax {
     each_tile(at, [&](index_t first, index_t count) {
       weigh(logits, at, first, count);
       load_rows(key, value, at, first, count);
-      recur::multiply_padded<false, T, Arch>(columns_, wide_, count,
-                                             simd::scalar_rows<T>{weights_, 1, padded_}, rows_,
-                                             wide_, product_, wide_);
+      simd::product<false, Arch>(columns_, count, simd::scalar_rows<T>{weights_, 1, padded_}, rows_,
+                                 wide_, wide_, product_, wide_);
       for (index_t n = 0; n < columns_ * wide_; ++n) sums_[n] += static_cast<double>(product_[n]);
     });
     for (index_t c = 0; c < columns_; ++c)
@@ -93,9 +92,8 @@ class position_softmax {
     each_tile(at, [&](index_t first, index_t count) {
       weigh(logits, at, first, count, true);
       load_rows(key, value, at, first, count);
-      recur::multiply_padded<false, T, Arch>(count, padded_, dim_ + value_dim_,
-                                             simd::scalar_rows<T>{rows_, wide_, 1}, turned_,
-                                             padded_, by_weight_, padded_);
+      simd::product<false, Arch>(count, dim_ + value_dim_, simd::scalar_rows<T>{rows_, wide_, 1},
+                                 turned_, padded_, padded_, by_weight_, padded_);
       for (index_t r = 0; r < count; ++r)
         for (index_t c = 0; c < padded_; c += lanes) {
           T* const slope = by_weight_ + r * padded_ + c;
@@ -104,9 +102,8 @@ class position_softmax {
               .store_aligned(slope);
         }
       dlogits.store(b, h, first, count, by_weight_, padded_);
-      recur::multiply_padded<false, T, Arch>(count, wide_, columns_,
-                                             simd::scalar_rows<T>{weights_, padded_, 1}, slopes_,
-                                             wide_, product_, wide_);
+      simd::product<false, Arch>(count, columns_, simd::scalar_rows<T>{weights_, padded_, 1},
+                                 slopes_, wide_, wide_, product_, wide_);
       for (index_t r = 0; r < count; ++r) {
         if (dim_ > 0)
           add_to_row(&dkey(b, first + r, h, 0), dkey.stride(3), product_ + r * wide_, dim_, T(1));
