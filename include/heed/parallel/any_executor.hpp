@@ -16,6 +16,10 @@ class any_executor {
         }),
         run_([](void const* at, index_t n, call f) { static_cast<E const*>(at)->run(n, f); }) {}
 
+  template <class E>
+    requires executor<E const>
+  explicit any_executor(E const&&) = delete;  // it would be gone
+
   index_t concurrency() const { return concurrency_(executor_); }
   template <class F>
   void run(index_t n, F f) const {
