@@ -340,59 +340,26 @@ class backward_worker {
   memory& scratch_;
 };
 
-/// The gradients of forward(); see softmax.hpp.
-template <class Arch = xsimd::default_arch, element Q, element K, element V, element O, class L,
-          element DO, element DQ, element DK, element DV, class... I>
-void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
-              tensor_view<O, 4> out, tensor_view<L, 3> lse, tensor_view<DO, 4> dout,
-              tensor_view<DQ, 4> dquery, tensor_view<DK, 4> dkey, tensor_view<DV, 4> dvalue,
-              I const&... ingredients) {
-  using T = compute_type<Q, K, V, O>;
-  static_assert(
-      std::is_same_v<std::remove_const_t<L>, T>,
-      "heed: lse is in the type of the computation: float, or double where an operand is double");
-  problem<T> const p = make_problem<T>(query, key, value, ingredients...);
-  saved_result<T> const saved =
-      make_saved_result<T>(p, query, value, out, lse, dout, ingredients...);
-  check_gradients(query, key, value, dquery, dkey, dvalue);
+/// The memory of a backward pass.
+template <class T>
+struct backward_memory {
+  T* shares;           // of the query gradient, one for each piece of a wave
+  double* scale_sums;  // one for each panel of a wave
+  accumulator<T> query, key, value;
+  std::byte* workers;
+  index_t worker_bytes;
+};
 
-  auto const whole = make_sentence(ingredients...);
-  auto const run_on = one_of<detail::is_executor>(serial{}, ingredients...);
+/// All pairs of panels and chunks of keys, in waves; returns the gradient of scale.
+template <class Arch, class T, class Sentence>
+double backward_waves(problem<T> const& p, saved_result<T> const& saved, Sentence const& whole,
+                      row_gradient_targets<T> const& row_gradients, backward_memory<T> const& to,
+                      any_executor const& run_on) {
   using bound = decltype(whole.at(place{}));
   using plan_type = backward_plan<T, Arch>;
   plan_type const plan(p);
-  auto const row_gradients = make_row_gradients<T>(ingredients...);
-
-  index_t const concurrency = static_cast<index_t>(run_on.concurrency());
   constexpr index_t readers = readers_of<bound>;
-  arena measure;
-  backward_scratch<T, Arch>(measure, p, plan_type::panels_per_block, readers);
-  index_t const worker_bytes = static_cast<index_t>(measure.used());
   index_t const pairs = p.sequence.count * plan.groups;
-  index_t const pieces_per_wave = plan.groups_per_wave * plan.chunks;
-
-  struct layout {
-    T* shares;           // of the query gradient, one for each piece of a wave
-    double* scale_sums;  // one for each panel of a wave
-    accumulator<T> query, key, value;
-    std::byte* workers;
-  };
-  auto const lay_out = [&](arena& memory) {
-    return layout{memory.take<T>(pieces_per_wave * plan.query_share()),
-                  memory.take<double>(plan.groups_per_wave * plan_type::panels_per_block),
-                  accumulator<T>(dquery, memory),
-                  accumulator<T>(dkey, memory),
-                  accumulator<T>(dvalue, memory),
-                  memory.take<std::byte>(worker_bytes * concurrency)};
-  };
-  arena total;
-  lay_out(total);
-  arena memory(scratch_of(ingredients...).reserve(total.used()));
-  layout const to = lay_out(memory);
-  to.query.clear();
-  to.key.clear();
-  to.value.clear();
-
   double dscale = 0;
   index_t const blocks = (panelling<T, Arch>::most(p.sequence) + plan_type::panels_per_block - 1) /
                          plan_type::panels_per_block;
@@ -415,7 +382,7 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
           index_t const size = plan.keys_per_chunk(where.keys), chunk = piece % plan.chunks;
           interval const keys = intersect({chunk * size, (chunk + 1) * size}, {0, where.keys});
           if (panels.empty() || keys.empty()) return;
-          arena own(to.workers + worker * worker_bytes);
+          arena own(to.workers + worker * to.worker_bytes);
           backward_scratch<T, Arch> scratch(own, p, plan_type::panels_per_block, readers);
           bound const here = whole.at(where);
           backward_worker<T, Arch, bound>(p, saved, where, here, scratch)
@@ -437,11 +404,64 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
               to.scale_sums[piece] =
                   add_shares<T, Arch>(p, where, queries, first_share, plan.query_share(),
                                       plan.chunks_of(where.keys), to.query, row_gradients,
-                                      reinterpret_cast<T*>(to.workers + worker * worker_bytes));
+                                      reinterpret_cast<T*>(to.workers + worker * to.worker_bytes));
             });
         for (index_t piece = 0; piece < wave * plan_type::panels_per_block; ++piece)
           dscale += to.scale_sums[piece];
       }
+  return dscale;
+}
+
+/// The gradients of forward(); see softmax.hpp.
+template <class Arch = xsimd::default_arch, element Q, element K, element V, element O, class L,
+          element DO, element DQ, element DK, element DV, class... I>
+void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
+              tensor_view<O, 4> out, tensor_view<L, 3> lse, tensor_view<DO, 4> dout,
+              tensor_view<DQ, 4> dquery, tensor_view<DK, 4> dkey, tensor_view<DV, 4> dvalue,
+              I const&... ingredients) {
+  using T = compute_type<Q, K, V, O>;
+  static_assert(
+      std::is_same_v<std::remove_const_t<L>, T>,
+      "heed: lse is in the type of the computation: float, or double where an operand is double");
+  problem<T> const p = make_problem<T>(query, key, value, ingredients...);
+  saved_result<T> const saved =
+      make_saved_result<T>(p, query, value, out, lse, dout, ingredients...);
+  check_gradients(query, key, value, dquery, dkey, dvalue);
+
+  auto const whole = make_sentence(ingredients...);
+  auto const given_executor = one_of<detail::is_executor>(serial{}, ingredients...);
+  any_executor const run_on(given_executor);
+  using bound = decltype(whole.at(place{}));
+  using plan_type = backward_plan<T, Arch>;
+  plan_type const plan(p);
+  auto const row_gradients = make_row_gradients<T>(ingredients...);
+
+  index_t const concurrency = static_cast<index_t>(run_on.concurrency());
+  constexpr index_t readers = readers_of<bound>;
+  arena measure;
+  backward_scratch<T, Arch>(measure, p, plan_type::panels_per_block, readers);
+  index_t const worker_bytes = static_cast<index_t>(measure.used());
+  index_t const pieces_per_wave = plan.groups_per_wave * plan.chunks;
+
+  auto const lay_out = [&](arena& memory) {
+    return backward_memory<T>{
+        memory.take<T>(pieces_per_wave * plan.query_share()),
+        memory.take<double>(plan.groups_per_wave * plan_type::panels_per_block),
+        accumulator<T>(dquery, memory),
+        accumulator<T>(dkey, memory),
+        accumulator<T>(dvalue, memory),
+        memory.take<std::byte>(worker_bytes * concurrency),
+        worker_bytes};
+  };
+  arena total;
+  lay_out(total);
+  arena memory(scratch_of(ingredients...).reserve(total.used()));
+  backward_memory<T> const to = lay_out(memory);
+  to.query.clear();
+  to.key.clear();
+  to.value.clear();
+
+  double const dscale = backward_waves<Arch>(p, saved, whole, row_gradients, to, run_on);
   to.query.finish(dquery);
   to.key.finish(dkey);
   to.value.finish(dvalue);

@@ -429,9 +429,9 @@ class decode_worker {
 };
 
 /// A decode pass over problem `p` into `out`, its shapes checked; `observers` see the rows.
-template <class Arch, class T, class Sentence, class Executor, class... Observers>
+template <class Arch, class T, class Sentence, class... Observers>
 void decode_pass(problem<T> const& p, Sentence const& whole,
-                 std::tuple<Observers...> const& observers, Executor const& run_on,
+                 std::tuple<Observers...> const& observers, any_executor const& run_on,
                  workspace& scratch_memory, sink<T> const& out,
                  stored_products<T, Arch> const& with_key,
                  stored_products<T, Arch> const& with_value) {

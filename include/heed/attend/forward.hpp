@@ -480,9 +480,9 @@ struct piece_list {
 
 /// The rows of sequences with at least `fewest_rows` of problem `p` into `out`; `observers` see
 /// them.
-template <class Arch, class T, class Sentence, class Executor, class Observers>
+template <class Arch, class T, class Sentence, class Observers>
 void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& observers,
-                Executor const& run_on, workspace& scratch_memory, sink<T> const& out,
+                any_executor const& run_on, workspace& scratch_memory, sink<T> const& out,
                 index_t fewest_rows) {
   using bound = decltype(whole.at(place{}));
   using shape = simd::tile_shape<T, Arch>;
@@ -521,10 +521,9 @@ void panel_pass(problem<T> const& p, Sentence const& whole, Observers const& obs
 /// A forward pass over problem `p` into `out`, its shapes checked; `observers` see the rows. Each
 /// sequence goes the way that its own number of rows says, so that it does not matter what else is
 /// in the batch.
-template <class Arch, element K, element V, class T, class Sentence, class Executor,
-          class Observers>
+template <class Arch, element K, element V, class T, class Sentence, class Observers>
 void forward_pass(problem<T> const& p, Sentence const& whole, Observers const& observers,
-                  Executor const& run_on, workspace& memory, sink<T> const& out) {
+                  any_executor const& run_on, workspace& memory, sink<T> const& out) {
   // The groups of an arrangement are windows of something, of few rows but not few of them.
   bool const arranged{p.sequence.order};
   if constexpr (decodes<decltype(whole.at(place{}))>) {
@@ -566,7 +565,8 @@ void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> v
   auto const whole = make_sentence(ingredients...);
   auto const observers = all_of<detail::is_row_observer>(ingredients...);
   auto const sweeps = all_of<detail::is_sweep_observer>(ingredients...);
-  auto const run_on = one_of<detail::is_executor>(serial{}, ingredients...);
+  auto const given_executor = one_of<detail::is_executor>(serial{}, ingredients...);
+  any_executor const run_on(given_executor);
   workspace& memory = scratch_of(ingredients...);
 
   if constexpr (std::tuple_size_v<decltype(sweeps)> == 0) {

@@ -2,7 +2,7 @@
 
 #include <heed/attend/observe.hpp>
 #include <heed/normalize/softmax.hpp>
-#include <heed/parallel/executor.hpp>
+#include <heed/parallel/any_executor.hpp>
 #include <heed/parallel/workspace.hpp>
 #include <heed/pattern/any_pattern.hpp>
 #include <heed/pattern/positions.hpp>

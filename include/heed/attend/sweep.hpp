@@ -141,10 +141,10 @@ class sweep_worker {
 /// Runs pieces of a sweep, f(piece, sweep, own): the sweep and `numbers` numbers at `own` are the
 /// worker's. Returns `results` numbers that it hands to f as a fourth argument, good until the
 /// memory is used again.
-template <bool Gradients, class Arch, class T, class Sentence, class Executor, class F>
+template <bool Gradients, class Arch, class T, class Sentence, class F>
 double* for_each_swept(problem<T> const& p, saved_result<T> const& saved, Sentence const&,
-                       Executor const& run_on, workspace& memory, index_t pieces, index_t numbers,
-                       index_t results, F&& f) {
+                       any_executor const& run_on, workspace& memory, index_t pieces,
+                       index_t numbers, index_t results, F&& f) {
   using bound = decltype(std::declval<Sentence>().at(place{}));
   using worker_type = sweep_worker<T, Arch, bound, Gradients>;
   arena measure;
@@ -164,9 +164,9 @@ double* for_each_swept(problem<T> const& p, saved_result<T> const& saved, Senten
 }
 
 /// column_sums_into: a piece owns 512 keys of one head of one sequence.
-template <class Arch, class T, class Sentence, class Executor>
+template <class Arch, class T, class Sentence>
 void observe_sweep(column_sums_into<T> const& observer, problem<T> const& p,
-                   saved_result<T> const& saved, Sentence const& whole, Executor const& run_on,
+                   saved_result<T> const& saved, Sentence const& whole, any_executor const& run_on,
                    workspace& memory) {
   using batch = xsimd::batch<T, Arch>;
   constexpr index_t chunk = 8 * keys_per_tile;
@@ -213,9 +213,9 @@ void observe_sweep(column_sums_into<T> const& observer, problem<T> const& p,
 }
 
 /// top_keys_into: a piece owns a panel of rows.
-template <class Arch, class T, class Sentence, class Executor>
+template <class Arch, class T, class Sentence>
 void observe_sweep(top_keys_into<T> const& observer, problem<T> const& p,
-                   saved_result<T> const& saved, Sentence const& whole, Executor const& run_on,
+                   saved_result<T> const& saved, Sentence const& whole, any_executor const& run_on,
                    workspace& memory) {
   using batch = xsimd::batch<T, Arch>;
   using cut = panelling<T, Arch>;
@@ -307,9 +307,9 @@ class running_sum {
 };
 
 /// The gradient of modifier number `Which` of the sentence, if it asks for one.
-template <std::size_t Which, class Arch, class T, class Sentence, class Executor>
+template <std::size_t Which, class Arch, class T, class Sentence>
 void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Sentence const& whole,
-                       Executor const& run_on, workspace& memory) {
+                       any_executor const& run_on, workspace& memory) {
   using batch = xsimd::batch<T, Arch>;
   auto const& modifier = std::get<Which>(whole.modifiers);
   // Calls f(lane, key, d loss / d modified score, score before, score after) for the visible pairs
@@ -412,9 +412,9 @@ void modifier_gradient(problem<T> const& p, saved_result<T> const& saved, Senten
 }
 
 /// The gradient of sink logits, dz_t = -sum_i exp(z_t - lse_i) delta_i; a piece owns a head.
-template <class Arch, class T, class Sentence, class Executor>
+template <class Arch, class T, class Sentence>
 void normaliser_gradient(problem<T> const& p, saved_result<T> const& saved, Sentence const& whole,
-                         Executor const& run_on, workspace& memory) {
+                         any_executor const& run_on, workspace& memory) {
   auto const& normaliser = whole.normaliser;
   if constexpr (requires {
                   normaliser.logits(index_t{}, index_t{}) +
@@ -450,9 +450,9 @@ void normaliser_gradient(problem<T> const& p, saved_result<T> const& saved, Sent
 }
 
 /// Every gradient of a parameter that the ingredients ask for.
-template <class Arch, class T, class Sentence, class Executor>
+template <class Arch, class T, class Sentence>
 void parameter_gradients(problem<T> const& p, saved_result<T> const& saved, Sentence const& whole,
-                         Executor const& run_on, workspace& memory) {
+                         any_executor const& run_on, workspace& memory) {
   [&]<std::size_t... Which>(std::index_sequence<Which...>) {
     (modifier_gradient<Which, Arch>(p, saved, whole, run_on, memory), ...);
   }

@@ -246,7 +246,7 @@ class halo_scores {
     index_t const panels = attend::panelling<T, arch>::most(p.sequence);
     std::fill_n(dproducts_, pieces() * rows_ * columns_, T(0));
     attend::for_each_swept<true, arch>(
-        p, saved, whole, run_on, memory, p.sequence.count * p.heads * panels, 0, 0,
+        p, saved, whole, any_executor(run_on), memory, p.sequence.count * p.heads * panels, 0, 0,
         [&](index_t n, auto& sweep, T*, double*) {
           place const where = p.sequence.at(n / panels / p.heads, n / panels % p.heads);
           T* const to = dproducts_ + table(where.batch, where.head, where.group) * rows_ * columns_;
