@@ -63,7 +63,8 @@ std::string two_times_rule(std::string const& name, reference::tensor<Got, Rank>
 template <class T, int Rank>
 bool same_bits(reference::tensor<T, Rank> const& a, reference::tensor<T, Rank> const& b) {
   return a.extents == b.extents &&
-         std::memcmp(a.values.data(), b.values.data(), a.values.size() * sizeof(T)) == 0;
+         (a.values.empty() ||
+          std::memcmp(a.values.data(), b.values.data(), a.values.size() * sizeof(T)) == 0);
 }
 
 }  // namespace support
