@@ -23,7 +23,7 @@ void slot_gates(tensor_view<X, 4> x, tensor_view<G, 4> log_gate, tensor_view<S, 
       any_executor(run_on), sink<T>(strength),
       [](auto const& each) {
         using batch = std::remove_cvref_t<decltype(each)>;
-        return -xsimd::expm1(recur::softplus(-each) * batch(T(-0.125)));
+        return -simd::expm1(recur::softplus(-each) * batch(T(-0.125)));
       },
       source<T>(x));
 }

@@ -15,7 +15,7 @@ namespace recur {
 /// log(1 + e^x), for x of any size.
 template <class Batch>
 Batch softplus(Batch const& x) {
-  return simd::detail::at_least(x, 0) + xsimd::log1p(simd::exp(-xsimd::abs(x)));
+  return simd::detail::at_least(x, 0) + simd::log1p(simd::exp(-xsimd::abs(x)));
 }
 
 /// A tensor of tokens as rows that fill registers: with a number a head, the heads side by side.

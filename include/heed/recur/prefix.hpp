@@ -86,7 +86,7 @@ inline void running_softmax(any_executor const& run_on, sequence_list const& seq
           most = xsimd::select(higher, next, most);
           sum = before + own;
           (own / sum).store_unaligned(weights[r] + c);
-          xsimd::log(before / sum).store_unaligned(gates[r] + c);
+          simd::log(before / sum).store_unaligned(gates[r] + c);
         }
         most.store_unaligned(top + c);
         sum.store_unaligned(total + c);

@@ -24,7 +24,7 @@ Batch power(Batch const& x, typename Batch::value_type exponent) {
     return result;
   }
   if (exponent == T(0.5)) return xsimd::sqrt(x);
-  Batch const result = heed::simd::exp(Batch(exponent) * xsimd::log(x));
+  Batch const result = heed::simd::exp(Batch(exponent) * simd::log(x));
   // The logarithm of 0 has no sign that could be relied on times an exponent.
   return xsimd::select(x == Batch(T(0)),
                        Batch(exponent > 0 ? T(0) : std::numeric_limits<T>::infinity()), result);
