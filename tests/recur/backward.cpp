@@ -6,7 +6,7 @@ using support::for_each_seed;
 using support::recurrence_problem;
 using support::seed_t;
 
-TEST_CASE("recurrence: backward, float", "[recur]") {
+TEST_CASE("recurrence: backward, float", "[recur][quick]") {
   for_each_seed("recurrence backward", 1000,
                 [](seed_t seed) { return recurrence_problem<float>(seed).backward(); });
 }

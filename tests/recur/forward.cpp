@@ -6,7 +6,7 @@ using support::for_each_seed;
 using support::recurrence_problem;
 using support::seed_t;
 
-TEST_CASE("recurrence: forward, float", "[recur]") {
+TEST_CASE("recurrence: forward, float", "[recur][quick]") {
   for_each_seed("recurrence forward", 1500,
                 [](seed_t seed) { return recurrence_problem<float>(seed).forward(); });
 }

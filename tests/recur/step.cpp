@@ -10,7 +10,7 @@ namespace {
 constexpr support::recurrence_limits tokens{.positions = 60, .work = 1e5, .steps = true};
 }
 
-TEST_CASE("recurrence: steps, float", "[recur]") {
+TEST_CASE("recurrence: steps, float", "[recur][quick]") {
   for_each_seed("recurrence step", 600,
                 [](seed_t seed) { return recurrence_problem<float>(seed, tokens).steps(); });
 }
