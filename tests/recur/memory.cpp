@@ -1,7 +1,7 @@
 #include "support/tensors.hpp"
 
-#include <heed/recur/linear_attention.hpp>
 #include <heed/parallel/eigen_pool.hpp>
+#include <heed/recur/linear_attention.hpp>
 
 #include <atomic>
 #include <cstdlib>

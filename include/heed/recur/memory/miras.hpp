@@ -68,10 +68,9 @@ struct state_number<I> {
 };
 /// The type of a computation with such operands and ingredients.
 template <class Operand, class... I>
-using number_of = std::conditional_t<
-    (std::is_same_v<Operand, double> || ... ||
-     std::is_same_v<typename state_number<I>::type, double>),
-    double, float>;
+using number_of = std::conditional_t<(std::is_same_v<Operand, double> || ... ||
+                                      std::is_same_v<typename state_number<I>::type, double>),
+                                     double, float>;
 
 template <class I>
 constexpr bool check_miras_ingredient() {
