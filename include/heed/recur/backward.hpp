@@ -175,7 +175,7 @@ class backward_worker : public chunk_worker<T, Arch> {
   /// R becomes the gradient of the state that the chunk begins with.
   void advance(T* gradient) const {
     if (count > 0)
-      advance_state(key_fade, value_fade, {0, p_.features}, columns, added_, gradient);
+      advance_state(key_fade, value_fade, p_.features, columns, added_, gradient);
     else
       for (index_t d = 0; d < p_.features * columns; d += lanes)
         (batch::load_aligned(gradient + d) + batch::load_aligned(added_ + d))
@@ -391,7 +391,7 @@ class backward_worker : public chunk_worker<T, Arch> {
       // What is left of the state at the end of the chunk.
       std::fill_n(added_, p_.features * columns, T(0));
       std::copy_n(state, p_.features * columns, left_);
-      advance_state(key_fade, value_fade, {0, p_.features}, columns, added_, left_);
+      advance_state(key_fade, value_fade, p_.features, columns, added_, left_);
       key_total_[0] =
           static_cast<double>(inner_product<Arch>(left_, gradient, p_.features * columns));
     } else if (g_.key_gate.wanted) {
@@ -581,8 +581,7 @@ class backward_run {
     worker_.load_keys(at, now);
     worker_.solve(to);
     worker_.write(added_);
-    advance_state(worker_.key_fade, worker_.value_fade, {0, p_.features}, worker_.columns, added_,
-                  to);
+    advance_state(worker_.key_fade, worker_.value_fade, p_.features, worker_.columns, added_, to);
   }
 
   problem<T> const& p_;

@@ -51,20 +51,32 @@ struct state_place {
   index_t head;
 };
 
-/// What is left of a state after a chunk, by features and by columns; see fade::whole.
+/// Columns of one feature of a state after a chunk: what is left of them, by feature and by column, and what was written. One
+/// function, and multiply-adds that say so: a compiler that joins products and sums as it sees fit may do so here and not
+/// there, and then chunks that are shared out have other bits.
+template <class Batch>
+Batch after_chunk(Batch const& state, Batch const& by_feature, Batch const* by_column,
+                  Batch const& written) {
+  return by_column == nullptr ? xsimd::fma(state, by_feature, written)
+                              : xsimd::fma(state * by_feature, *by_column, written);
+}
+
+/// A state after the chunk that is loaded; see fade::whole.
 template <class T, class Arch>
-void advance_state(fade<T, Arch> const& key_fade, fade<T, Arch> const& value_fade,
-                   interval features, index_t columns, T const* written, T* state) {
+void advance_state(fade<T, Arch> const& key_fade, fade<T, Arch> const& value_fade, index_t features,
+                   index_t columns, T const* written, T* state) {
   using batch = xsimd::batch<T, Arch>;
-  for (index_t d = features.first; d < features.last; ++d) {
+  bool const columns_fade = value_fade.kind() == fading::channels;
+  for (index_t d = 0; d < features; ++d) {
     batch const factor(key_fade.kind() == fading::channels ? key_fade.whole_channels()[d]
                                                            : key_fade.whole());
     for (index_t e = 0; e < columns; e += static_cast<index_t>(batch::size)) {
-      batch faded = batch::load_aligned(state + d * columns + e) * factor;
-      if (value_fade.kind() == fading::channels)
-        faded *= batch::load_aligned(value_fade.whole_channels() + e);
-      (faded + batch::load_aligned(written + d * columns + e))
-          .store_aligned(state + d * columns + e);
+      T* const here = state + d * columns + e;
+      batch by_column;
+      if (columns_fade) by_column = batch::load_aligned(value_fade.whole_channels() + e);
+      after_chunk(batch::load_aligned(here), factor, columns_fade ? &by_column : nullptr,
+                  batch::load_aligned(written + d * columns + e))
+          .store_aligned(here);
     }
   }
 }

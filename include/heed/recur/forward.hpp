@@ -50,7 +50,7 @@ struct forward_worker : chunk_worker<T, Arch> {
       read_rows(*this, at, now, state, to);
       if (now.keys == 0 || (n + 1 == chunks.size() && !p.ends)) continue;
       this->write(added);
-      advance_state(this->key_fade, this->value_fade, {0, p.features}, this->columns, added, state);
+      advance_state(this->key_fade, this->value_fade, p.features, this->columns, added, state);
     }
     this->store_state(at, state);
   }

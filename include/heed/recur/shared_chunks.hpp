@@ -85,13 +85,15 @@ class shared_chunks {
     using batch = xsimd::batch<T, Arch>;
     bool const columns_fade = p_.value_fading == fading::channels;
     for (index_t d = rows.first; d < rows.last; ++d)
-      for (index_t e = 0; e < columns_; e += static_cast<index_t>(batch::size)) {
+      for (index_t e = 0; e < columns_; e += lanes) {
         T* const here = state + d * columns_ + e;
         T* const there = slot + d * columns_ + e;
         batch const begins = batch::load_aligned(here);
-        batch faded = begins * batch(fades[d]);
-        if (columns_fade) faded *= batch::load_aligned(fades + features_ + e);
-        (faded + batch::load_aligned(there)).store_aligned(here);
+        batch by_column;
+        if (columns_fade) by_column = batch::load_aligned(fades + features_ + e);
+        after_chunk(begins, batch(fades[d]), columns_fade ? &by_column : nullptr,
+                    batch::load_aligned(there))
+            .store_aligned(here);
         begins.store_aligned(there);
       }
   }
