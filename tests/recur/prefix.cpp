@@ -51,52 +51,55 @@ using heed::recur::channel_rows;
 
 TEMPLATE_TEST_CASE("prefix: running averages and their gradient", "[recur][prefix]", double,
                    float) {
-  for_each_seed("running softmax", 150, [](seed_t seed) {
-    prefix_problem<TestType> p(seed);
-    auto const definition = [&]<class U>(tensors<U> const& in) {
-      return tensors<U>{reference::running_average(in[0], in[1], p.bounds)};
-    };
-    auto const tensor = [&] {
-      return support::guarded<double, 4>(p.shape, support::packed<4>(p.shape));
-    };
-    auto weight = tensor(), gate = tensor(), dweight = tensor(), reads = tensor();
-    heed::any_executor const run_on(here);
-    heed::recur::running_softmax(run_on, p.sequences(), p.rows(0),
-                                 channel_rows<double>(weight.view()),
-                                 channel_rows<double>(gate.view()), {});
-    // The recurrence that they are for.
-    auto const sequences = p.sequences();
-    for (index_t s = 0; s < sequences.count; ++s)
-      for (index_t h = 0; h < p.shape[2]; ++h)
-        for (index_t c = 0; c < p.shape[3]; ++c) {
-          auto const run = sequences.at(s);
-          double state = 0, later = 0;
-          std::vector<double> states{0};
-          for (index_t t = run.first_key; t < run.first_key + run.keys; ++t) {
-            double const keep = std::exp(gate.view()(run.batch, t, h, c));
-            state = keep * state + weight.view()(run.batch, t, h, c) *
-                                       static_cast<double>(p.in(1)(run.batch, t, h, c));
-            states.push_back(state);
-            p.out(0)(run.batch, t, h, c) = static_cast<TestType>(state);
-          }
-          for (index_t t = run.first_key + run.keys; t-- > run.first_key;) {
-            auto const slope = static_cast<double>(p.dout(0)(run.batch, t, h, c));
-            later += slope;
-            dweight.view()(run.batch, t, h, c) =
-                later * static_cast<double>(p.in(1)(run.batch, t, h, c));
-            p.din(1)(run.batch, t, h, c) =
-                static_cast<TestType>(later * weight.view()(run.batch, t, h, c));
-            reads.view()(run.batch, t, h, c) =
-                slope * states[static_cast<std::size_t>(t - run.first_key) + 1];
-            later *= std::exp(gate.view()(run.batch, t, h, c));
-          }
-        }
-    heed::recur::running_softmax_backward(run_on, sequences, channel_rows<double>(weight.view()),
-                                          channel_rows<double>(dweight.view()),
-                                          channel_rows<double>(reads.view()),
-                                          channel_rows<double>(p.din(0)), {});
-    return p.forward(definition) + p.backward(definition);
-  });
+  for_each_seed(
+      "running softmax", 150,
+      [](seed_t seed) {
+        prefix_problem<TestType> p(seed);
+        auto const definition = [&]<class U>(tensors<U> const& in) {
+          return tensors<U>{reference::running_average(in[0], in[1], p.bounds)};
+        };
+        auto const tensor = [&] {
+          return support::guarded<double, 4>(p.shape, support::packed<4>(p.shape));
+        };
+        auto weight = tensor(), gate = tensor(), dweight = tensor(), reads = tensor();
+        heed::any_executor const run_on(here);
+        heed::recur::running_softmax(run_on, p.sequences(), p.rows(0),
+                                     channel_rows<double>(weight.view()),
+                                     channel_rows<double>(gate.view()), {});
+        // The recurrence that they are for.
+        auto const sequences = p.sequences();
+        for (index_t s = 0; s < sequences.count; ++s)
+          for (index_t h = 0; h < p.shape[2]; ++h)
+            for (index_t c = 0; c < p.shape[3]; ++c) {
+              auto const run = sequences.at(s);
+              double state = 0, later = 0;
+              std::vector<double> states{0};
+              for (index_t t = run.first_key; t < run.first_key + run.keys; ++t) {
+                double const keep = std::exp(gate.view()(run.batch, t, h, c));
+                state = keep * state + weight.view()(run.batch, t, h, c) *
+                                           static_cast<double>(p.in(1)(run.batch, t, h, c));
+                states.push_back(state);
+                p.out(0)(run.batch, t, h, c) = static_cast<TestType>(state);
+              }
+              for (index_t t = run.first_key + run.keys; t-- > run.first_key;) {
+                auto const slope = static_cast<double>(p.dout(0)(run.batch, t, h, c));
+                later += slope;
+                dweight.view()(run.batch, t, h, c) =
+                    later * static_cast<double>(p.in(1)(run.batch, t, h, c));
+                p.din(1)(run.batch, t, h, c) =
+                    static_cast<TestType>(later * weight.view()(run.batch, t, h, c));
+                reads.view()(run.batch, t, h, c) =
+                    slope * states[static_cast<std::size_t>(t - run.first_key) + 1];
+                later *= std::exp(gate.view()(run.batch, t, h, c));
+              }
+            }
+        heed::recur::running_softmax_backward(
+            run_on, sequences, channel_rows<double>(weight.view()),
+            channel_rows<double>(dweight.view()), channel_rows<double>(reads.view()),
+            channel_rows<double>(p.din(0)), {});
+        return p.forward(definition) + p.backward(definition);
+      },
+      support::luck);
 }
 
 TEMPLATE_TEST_CASE("prefix: softmax over positions and its gradient", "[recur][prefix]", double,
