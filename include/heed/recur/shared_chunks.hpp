@@ -9,7 +9,8 @@ namespace heed::recur {
 template <class Arch, class T>
 class shared_chunks {
  public:
-  static constexpr index_t at_a_time = 64;
+  /// Many, since workers wait for each other between the passes.
+  static constexpr index_t at_a_time = 128;
   static constexpr auto lanes = static_cast<index_t>(xsimd::batch<T, Arch>::size);
 
   shared_chunks(problem<T> const& p, any_executor const& run_on)
@@ -28,13 +29,13 @@ class shared_chunks {
   }
 
   /// A state for each chunk that is worked on at a time; and what is left of one over each, by feature and by column.
-  T* take_slots(arena& memory) const { return memory.take<T>(states() * at_a_time * size()); }
+  T* take_slots(arena& memory) const { return memory.take<T>(states() * slots() * size()); }
   T* take_fades(arena& memory) const {
-    return memory.take<T>(states() * at_a_time * (features_ + columns_));
+    return memory.take<T>(states() * slots() * (features_ + columns_));
   }
-  T* slot(T* slots, index_t n, index_t c) const { return slots + (n * at_a_time + c) * size(); }
+  T* slot(T* of, index_t n, index_t c) const { return of + (n * slots() + c) * size(); }
   T* fades_of(T* fades, index_t n, index_t c) const {
-    return fades + (n * at_a_time + c) * (features_ + columns_);
+    return fades + (n * slots() + c) * (features_ + columns_);
   }
 
   /// Calls f(worker, n, c, place, chunk) for chunk first + c of every state n.
@@ -80,6 +81,8 @@ class shared_chunks {
   index_t most = 0;  // chunks of a sequence
 
  private:
+  index_t slots() const { return std::min(at_a_time, most); }
+
   /// As advance_state does.
   void exchange(interval rows, T const* fades, T* slot, T* state) const {
     using batch = xsimd::batch<T, Arch>;
