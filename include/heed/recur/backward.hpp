@@ -335,7 +335,7 @@ class backward_worker : public chunk_worker<T, Arch> {
       if (p_.is_normalised) {
         T const sum = out[i][last];
         g_.out.copy(where.batch, head, first + i, 1, out[i], columns);
-        T const by = this->divisor(sum);
+        T const by = p_.divisor(sum);
         dout_[i][last] = T(0);
         T const along = inner_product<Arch>(dout_[i], out[i], columns);
         bool const is_clamped = sum + p_.epsilon < p_.at_least;

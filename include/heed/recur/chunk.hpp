@@ -3,6 +3,8 @@
 #include <heed/recur/fade.hpp>
 #include <heed/simd/finite.hpp>
 
+#include <cmath>
+
 /// One worker's way through the chunks of a sequence, for one state.
 ///
 /// In a chunk that begins with the state S, with queries, keys and written values in rows Q, K and U,
@@ -81,6 +83,14 @@ void advance_state(fade<T, Arch> const& key_fade, fade<T, Arch> const& value_fad
   }
 }
 
+/// The rate of exact_delta, (1 - exp(-rate norm)) / norm, at its limit where the norm is 0.
+template <class T>
+T exact_rate(T rate, T norm) {
+  T const x = rate * norm;
+  return x < T(1e-8) ? rate * (1 - x / 2) : -std::expm1(-x) / norm;
+}
+
+/// What one worker holds of a chunk, and what it makes of it; its parts are called in the order they stand in.
 template <class T, class Arch>
 class chunk_worker {
  public:
@@ -101,7 +111,7 @@ class chunk_worker {
       if (!memory.measuring()) std::fill_n(block_of_rows.data, tokens * stride, T(0));
       return block_of_rows;
     };
-    raw = {memory.take<T>(tokens * std::max(p.shape.key_dim, p.shape.query_dim)), 0};
+    raw = memory.take<T>(tokens * std::max(p.shape.key_dim, p.shape.query_dim));
     keys = rows(features);
     keys_at_end = rows(p.key_fading == fading::channels ? features : 0);
     keys_transposed = rows(features).data;
@@ -125,15 +135,9 @@ class chunk_worker {
     index_t const first = at.where.first_key + now.first_key, entry = at.where.batch;
     index_t const head = p_.of_state(p_.shape.key_heads, at.head);
     load_features(side::key, p_.key, entry, head, first, now.first_key, count, keys);
-    if (p_.key_fading != fading::none)
-      key_fade.load(p_.key_gate, entry, p_.of_state(p_.key_gate.heads(), at.head), first, count);
-    else
-      key_fade.load(p_.key_gate, 0, 0, 0, count);
-    if (p_.value_fading != fading::none)
-      value_fade.load(p_.value_gate, entry, p_.of_state(p_.value_gate.heads(), at.head), first,
-                      count);
-    else
-      value_fade.load(p_.value_gate, 0, 0, 0, count);
+    key_fade.load(p_.key_gate, entry, p_.of_state(p_.key_gate.heads(), at.head), first, count);
+    value_fade.load(p_.value_gate, entry, p_.of_state(p_.value_gate.heads(), at.head), first,
+                    count);
     // Copied even where they could be used as they lie: products would wait for each row by itself.
     p_.value.copy(entry, p_.of_state(p_.shape.value_heads, at.head), first, count, written.data,
                   columns);
@@ -219,16 +223,10 @@ class chunk_worker {
     value_fade.gather(rows_at_once, scores, written, columns, out);
   }
 
-  /// What a row's weights sum up to, as it divides.
-  T divisor(T sum) const {
-    T const shifted = sum + p_.epsilon;
-    return shifted < p_.at_least ? p_.at_least : shifted;
-  }
-
   void normalise(index_t rows) {
     if (!p_.is_normalised) return;
     for (index_t i = 0; i < rows; ++i) {
-      T const by = divisor(out[i][p_.columns - 1]);
+      T const by = p_.divisor(out[i][p_.columns - 1]);
       multiply_row<Arch>(by != T(0) ? 1 / by : T(0), out[i], columns, out[i]);
       if (by == T(0)) std::fill_n(out[i], p_.columns, T(0));
     }
@@ -251,7 +249,7 @@ class chunk_worker {
   index_t score_stride;
   index_t count = 0;         // tokens in the chunk
   index_t rows_at_once = 1;  // fewer where products with 0 are not 0
-  padded_rows<T> raw;        // rows before the feature map
+  T* raw;                    // rows before the feature map
   padded_rows<T> keys, keys_at_end, keys_from_start{};
   padded_rows<T> written, faded_written;
   row_block<T> written_at_end{};
@@ -277,29 +275,20 @@ class chunk_worker {
   /// Rows as the feature map sees them.
   feature_rows<T> raw_rows(side of, source<T> const& from, index_t entry, index_t head,
                            index_t first, index_t position, index_t rows) {
-    from.copy(entry, head, first, rows, raw.data, from.dim());
+    from.copy(entry, head, first, rows, raw, from.dim());
     if (of == side::query && p_.scale != T(1))
-      for (index_t n = 0; n < rows * from.dim(); ++n) raw.data[n] *= p_.scale;
-    return {raw.data, from.dim(), rows, from.dim(), entry, head, position};
+      for (index_t n = 0; n < rows * from.dim(); ++n) raw[n] *= p_.scale;
+    return {raw, from.dim(), rows, from.dim(), entry, head, position};
   }
 
  private:
   void load_rates(index_t entry, index_t head, index_t first) {
     p_.rate.numbers.copy(entry, p_.of_state(p_.rate.heads(), head), first, count, rates, 1);
     if (p_.rule != write_rule::exact_delta) return;
-    for (index_t j = 0; j < count; ++j) {
+    for (index_t j = 0; j < count; ++j)
       rates[j] = exact_rate(rates[j], inner_product<Arch>(keys[j], keys[j], features));
-    }
   }
 
- public:
-  /// (1 - exp(-rate norm)) / norm, at its limit where the norm is 0.
-  static T exact_rate(T rate, T norm) {
-    T const x = rate * norm;
-    return x < T(1e-8) ? rate * (1 - x / 2) : -std::expm1(-x) / norm;
-  }
-
- private:
   void solve_rows(T const* state, T* missed) {
     key_fade.scores(fade<T, Arch>::most_rows_at_once, true, keys, keys, keys_transposed,
                     p_.features, erasures);

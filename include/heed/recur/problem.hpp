@@ -147,8 +147,15 @@ struct problem {
   sink<T> final;
   index_t chunk = 0;
 
+  /// Heads of out that read a state.
   index_t readers() const { return shape.heads / shape.state_heads; }
+  /// What a row is divided by whose weights have this sum.
+  T divisor(T sum) const {
+    T const shifted = sum + epsilon;
+    return shifted < at_least ? at_least : shifted;
+  }
   index_t query_head(index_t head) const { return head * shape.query_heads / shape.heads; }
+  /// Of the `heads` of a tensor, the one that a state has.
   index_t of_state(index_t heads, index_t state_head) const {
     return state_head * heads / shape.state_heads;
   }

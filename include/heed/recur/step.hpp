@@ -57,8 +57,7 @@ class step_worker {
     for (index_t r = 0; r < p_.readers(); ++r) {
       T* const row = out_ + r * columns_;
       if (p_.is_normalised) {
-        T const shifted = row[p_.columns - 1] + p_.epsilon;
-        T const by = shifted < p_.at_least ? p_.at_least : shifted;
+        T const by = p_.divisor(row[p_.columns - 1]);
         for (index_t e = 0; e < p_.columns; ++e) row[e] = by != T(0) ? row[e] / by : T(0);
       }
       out.store(where.batch, at.head * p_.readers() + r, 0, 1, row, columns_);
@@ -96,9 +95,8 @@ class step_worker {
   void erase(state_place const& at, T const* rows, index_t stride) {
     T rate;
     p_.rate.numbers.copy(at.where.batch, p_.of_state(p_.rate.heads(), at.head), 0, 1, &rate, 1);
-    if (p_.rule == write_rule::exact_delta) {
-      rate = chunk_worker<T, Arch>::exact_rate(rate, inner_product<Arch>(key_, key_, features_));
-    }
+    if (p_.rule == write_rule::exact_delta)
+      rate = exact_rate(rate, inner_product<Arch>(key_, key_, features_));
     in_tiles([&]<index_t Registers>(std::integral_constant<index_t, Registers>, index_t first) {
       batch sum[Registers];
 #pragma GCC unroll 4
