@@ -25,17 +25,22 @@ struct lizard_problem : definition_check<T> {
   index_t B, N, H, keys, D, E, W, channels, window;
   beside extra;
   bool normalised;
+  std::vector<index_t> bounds;  // of packed sequences
   guarded<T, 4> gated, windowed;
   guarded<T, 3> lse;
   std::vector<T> alphas, dalphas;
 
-  explicit lizard_problem(seed_t seed, beside what) : definition_check<T>(seed), extra(what) {
+  explicit lizard_problem(seed_t seed, beside what, bool may_be_packed = false)
+      : definition_check<T>(seed), extra(what) {
     auto& dice = this->draw;
-    B = dice.between(1, 2), N = dice.between(6, 30), keys = dice.between(1, 2), H = 2 * keys;
+    bool const packed = may_be_packed && dice.one_in(3);
+    B = packed ? 1 : dice.between(1, 2), N = dice.between(6, 30), keys = dice.between(1, 2),
+    H = 2 * keys;
     D = dice.between(3, 8), E = dice.between(3, 8), W = dice.between(2, 6);
     channels = dice.one_in(2) ? 1 : W;
     window = dice.between(1, 12);
     normalised = !dice.one_in(3);
+    if (packed) bounds = {0, dice.between(0, N), N};
     this->input("q", {B, N, H, D});
     this->input("k", {B, N, keys, D});
     this->input("v", {B, N, keys, E});
@@ -85,11 +90,90 @@ struct lizard_problem : definition_check<T> {
   heed::lizard_branches<T> branches() { return {gated.view(), windowed.view(), lse.view()}; }
 
   void run() {
+    if (bounds.empty())
+      run_with();
+    else
+      run_with(heed::documents{bounds, bounds});
+  }
+  template <class... I>
+  void run_with(I const&... ingredients) {
     heed::lizard_attention(this->in(0), this->in(1), this->in(2), this->in(3), parameters(),
-                           branches(), this->out(0));
-    heed::lizard_attention_backward(this->in(0), this->in(1), this->in(2), this->in(3),
-                                    parameters(), branches(), this->dout(0), this->din(0),
-                                    this->din(1), this->din(2), this->din(3), gradients());
+                           branches(), this->out(0), ingredients...);
+    heed::lizard_attention_backward(
+        this->in(0), this->in(1), this->in(2), this->in(3), parameters(), branches(), this->dout(0),
+        this->din(0), this->din(1), this->din(2), this->din(3), gradients(), ingredients...);
+    for (index_t h = 0; h < H; ++h) this->din(6)(0, 0, h, 0) = dalphas[static_cast<std::size_t>(h)];
+  }
+
+  /// What the gated branch carries on.
+  struct carried {
+    guarded<T, 4> memory;
+    guarded<double, 2> largest;
+
+    heed::lizard_state<T> state() { return {memory.view(), largest.view()}; }
+  };
+  carried begin() const {
+    carried all{blank<T, 4>({B, keys, 2 * W, E + (normalised ? 1 : 0)}),
+                blank<double, 2>({B, keys})};
+    all.state().clear();
+    return all;
+  }
+
+  /// Two calls, the second of which goes on from the first, and their gradients: that of the second's state is what the
+  /// first is given, and what both say of keys and parameters adds up.
+  void run_in_two() {
+    index_t const cut = this->draw.between(1, N - 1),
+                  reach = std::max<index_t>(0, cut - window + 1);
+    auto const first = [&](auto view) { return view.slice(1, 0, cut); };
+    auto const second = [&](auto view) { return view.slice(1, cut, N - cut); };
+    auto const seen = [&](auto view) { return view.slice(1, reach, N - reach); };
+    auto const parts = [&](index_t from, index_t count) {
+      return heed::lizard_branches<T>{gated.view().slice(1, from, count),
+                                      windowed.view().slice(1, from, count),
+                                      lse.view().slice(2, from, count)};
+    };
+    auto state = begin();
+    heed::lizard_attention(first(this->in(0)), first(this->in(1)), first(this->in(2)),
+                           first(this->in(3)), parameters(), parts(0, cut), first(this->out(0)),
+                           state.state());
+    auto middle = begin();
+    middle.memory.fill([&](auto const& at) {
+      return std::as_const(state.memory).view()(at[0], at[1], at[2], at[3]);
+    });
+    middle.largest.fill(
+        [&](auto const& at) { return std::as_const(state.largest).view()(at[0], at[1]); });
+    heed::lizard_attention(second(this->in(0)), seen(this->in(1)), seen(this->in(2)),
+                           second(this->in(3)), parameters(), parts(cut, N - cut),
+                           second(this->out(0)), state.state());
+
+    auto slope = blank<T, 4>(state.memory.extents());
+    heed::lizard_attention_backward(second(this->in(0)), seen(this->in(1)), seen(this->in(2)),
+                                    second(this->in(3)), parameters(), parts(cut, N - cut),
+                                    second(this->dout(0)), second(this->din(0)), seen(this->din(1)),
+                                    seen(this->din(2)), second(this->din(3)), gradients(),
+                                    middle.state(), heed::lizard_state_gradient{slope.view()});
+    // Of keys that both parts meet, and of parameters, the gradients add up.
+    std::vector<T> of_second;
+    auto const each_shared = [&](auto const& f) {
+      auto const all = [&](tensor_view<T, 4> view) {
+        support::for_each_index(view.extents(),
+                                [&](auto const& at) { f(view(at[0], at[1], at[2], at[3])); });
+      };
+      for (std::size_t n : {1u, 2u}) all(this->din(n).slice(1, reach, cut - reach));
+      for (std::size_t n : {4u, 5u}) all(this->din(n));
+      if (extra != beside::nothing) all(this->din(7));
+      if (extra == beside::meta_keys) all(this->din(8));
+      for (T& x : dalphas) f(x);
+    };
+    each_shared([&](T& x) { of_second.push_back(x); });
+    auto zero = begin();
+    heed::lizard_attention_backward(
+        first(this->in(0)), first(this->in(1)), first(this->in(2)), first(this->in(3)),
+        parameters(), parts(0, cut), first(this->dout(0)), first(this->din(0)), first(this->din(1)),
+        first(this->din(2)), first(this->din(3)), gradients(), zero.state(),
+        heed::final_state_gradient(std::as_const(slope).view()));
+    std::size_t n = 0;
+    each_shared([&](T& x) { x += of_second[n++]; });
     for (index_t h = 0; h < H; ++h) this->din(6)(0, 0, h, 0) = dalphas[static_cast<std::size_t>(h)];
   }
 
@@ -111,6 +195,7 @@ struct lizard_problem : definition_check<T> {
         return phi;
       };
       reference::recurrence_parts<U> parts;
+      parts.query_bounds = parts.key_bounds = bounds;
       parts.log_gate = tensor<U, 4>({B, N, keys, channels == 1 ? 1 : 2 * W});
       tensor<U, 4> ones({B, N, keys, 1}, U(1));
       for (index_t b = 0; b < B; ++b)
@@ -136,7 +221,9 @@ struct lizard_problem : definition_check<T> {
             };
             U sum = 0;
             std::vector<U> values(static_cast<std::size_t>(E), U(0));
-            for (index_t j = std::max<index_t>(0, i - window + 1); j <= i; ++j) {
+            index_t const start =
+                bounds.empty() ? 0 : *std::prev(std::upper_bound(bounds.begin(), bounds.end(), i));
+            for (index_t j = std::max(start, i - window + 1); j <= i; ++j) {
               U const p = product(in[1], j, h / 2);
               sum += p;
               for (index_t e = 0; e < E; ++e)
@@ -170,8 +257,18 @@ beside kind_of(seed_t seed) {
 TEMPLATE_TEST_CASE("lizard: the definition and its gradients", "[mechanism][lizard]", double,
                    float) {
   for_each_seed("lizards", 30, [](seed_t seed) {
-    lizard_problem<TestType> p(seed, kind_of(seed));
+    lizard_problem<TestType> p(seed, kind_of(seed), true);
     p.run();
+    return p.forward(p.definition(false), p.definition(true)) +
+           p.backward(p.definition(false), p.definition(true));
+  });
+}
+
+TEMPLATE_TEST_CASE("lizard: two parts and their gradients are the whole", "[mechanism][lizard]",
+                   double, float) {
+  for_each_seed("lizard in two", 30, [](seed_t seed) {
+    lizard_problem<TestType> p(seed, kind_of(seed));
+    p.run_in_two();
     return p.forward(p.definition(false), p.definition(true)) +
            p.backward(p.definition(false), p.definition(true));
   });
@@ -281,4 +378,18 @@ TEST_CASE("lizard: what does not fit is refused", "[mechanism][lizard]") {
   CHECK_THROWS_AS(heed::lizard_attention(p.in(0), p.in(1), p.in(2), p.in(0), p.parameters(),
                                          p.branches(), p.out(0)),
                   heed::error);
+  // Fewer gates than keys are for a sequence that goes on.
+  auto const fewer = p.in(3).slice(1, 1, p.N - 1);
+  CHECK_THROWS_AS(heed::lizard_attention(p.in(0), p.in(1), p.in(2), fewer, p.parameters(),
+                                         p.branches(), p.out(0)),
+                  heed::error);
+  // A state says what it is relative to.
+  auto state = p.begin();
+  with = p.parameters();
+  with.normalised = true;
+  state.memory = blank<float, 4>({p.B, p.keys, 2 * p.W, p.E + 1});
+  CHECK_THROWS_AS(
+      heed::lizard_attention(p.in(0), p.in(1), p.in(2), p.in(3), with, p.branches(), p.out(0),
+                             heed::lizard_state<float>{state.memory.view(), {}}),
+      heed::error);
 }

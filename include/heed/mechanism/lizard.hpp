@@ -3,8 +3,10 @@
 #include <heed/cache/ring_cache.hpp>
 #include <heed/mechanism/extra_keys.hpp>
 #include <heed/mechanism/learned_features.hpp>
+#include <heed/recur/features/paired_exponentials.hpp>
 #include <heed/recur/gate_functions.hpp>
 #include <heed/recur/linear_attention.hpp>
+#include <heed/recur/running_reference.hpp>
 #include <heed/softmax.hpp>
 
 /// Lizard: An Efficient Linearization Framework for Large Language Models. What takes the place of softmax attention is the sum of
@@ -83,62 +85,16 @@ struct lizard_state {
 template <class T>
 lizard_state(tensor_view<T, 4>, tensor_view<double, 2>) -> lizard_state<T>;
 
-namespace detail {
-
-/// [e^(y - c), e^(-y - c)] of rows y: c is the largest |y| of a query, and the number after those of a key.
-struct lizard_exponentials {
-  bool stable = true;
-  static constexpr double bound = 30;  // of exponents otherwise
-
-  static index_t features(side of, index_t dim) { return 2 * (of == side::key ? dim - 1 : dim); }
-
-  template <class T, class Arch = xsimd::default_arch>
-  void apply(side of, feature_rows<T> const& x, T* phi, index_t stride) const {
-    using batch = xsimd::batch<T, Arch>;
-    index_t const width = features(of, x.dim) / 2;
-    for (index_t r = 0; r < x.count; ++r) {
-      T* const to = phi + r * stride;
-      T top = 0;
-      if (stable && of == side::key) top = x[r][width];
-      if (stable && of == side::query)
-        for (index_t c = 0; c < width; ++c) top = std::max(top, std::abs(x[r][c]));
-      batch const most(top);
-      auto const exponential = [&](T sign, T* half) {
-        recur::transform_row<Arch>(
-            width, half, [&](batch const& y) { return simd::exp(bounded(y) * batch(sign) - most); },
-            x[r]);
-      };
-      exponential(T(1), to);
-      exponential(T(-1), to + width);
-    }
-  }
-
-  template <class T, class Arch = xsimd::default_arch>
-  void differentiate(side of, feature_rows<T> const& x, T const* phi, T const* dphi, index_t stride,
-                     T* dx, index_t dx_stride) const {
-    using batch = xsimd::batch<T, Arch>;
-    index_t const width = features(of, x.dim) / 2;
-    for (index_t r = 0; r < x.count; ++r) {
-      T const *const y = x[r], *const up = phi + r * stride, *const slope = dphi + r * stride;
-      T* const to = dx + r * dx_stride;
-      recur::transform_row<Arch>(
-          width, to, [](batch const& a, batch const& b) { return a * b; }, up, slope);
-      recur::transform_row<Arch>(
-          width, to, [](batch const& a, batch const& b, batch const& sum) { return sum - a * b; },
-          up + width, slope + width, static_cast<T const*>(to));
-      for (index_t c = 0; c < width && !stable; ++c)
-        if (std::abs(y[c]) > T(bound)) to[c] = 0;
-      if (of == side::key) to[width] = 0;
-    }
-  }
-
- private:
-  template <class Batch>
-  Batch bounded(Batch const& y) const {
-    using T = typename Batch::value_type;
-    return stable ? y : xsimd::min(xsimd::max(y, Batch(T(-bound))), Batch(T(bound)));
-  }
+/// Where the backward pass writes d loss / d the memory that a call began with; shaped like it. `largest` is what memory is
+/// relative to, e^largest memory what it stands for: of that alone a loss may depend.
+template <class T>
+struct lizard_state_gradient {
+  tensor_view<T, 4> memory;
 };
+template <class T>
+lizard_state_gradient(tensor_view<T, 4>) -> lizard_state_gradient<T>;
+
+namespace detail {
 
 /// y = x W alone.
 struct projection_only {
@@ -154,6 +110,7 @@ struct projection_only {
 };
 
 inline constexpr auto is_lizard_state = []<class T>() { return is_a<T, lizard_state>; };
+inline constexpr auto is_lizard_gradient = []<class T>() { return is_a<T, lizard_state_gradient>; };
 inline constexpr auto is_for_both_branches = []<class T>() {
   using namespace recur::detail;
   return is_executor.template operator()<T>() || is_documents.template operator()<T>() ||
@@ -168,35 +125,57 @@ template <class I>
 constexpr bool check_lizard_ingredient() {
   constexpr bool known = is_for_gated_branch.template operator()<I>() ||
                          recur::detail::is_scale.template operator()<I>() ||
-                         is_lizard_state.template operator()<I>();
+                         recur::detail::is_final_gradient.template operator()<I>() ||
+                         is_lizard_state.template operator()<I>() ||
+                         is_lizard_gradient.template operator()<I>();
   static_assert(
       known,
       "heed: this is no ingredient of lizard: expected scale (of the window), lizard_state, "
-      "documents, chunk_size, an executor or scratch");
+      "lizard_state_gradient, final_state_gradient, documents, chunk_size, an executor or scratch");
   return known;
+}
+template <class... I>
+inline constexpr bool has_lizard_state = (false || ... || is_lizard_state.template operator()<I>());
+
+/// `largest` of the state among the ingredients; null without one.
+template <class... I>
+tensor_view<double, 2> lizard_largest(I const&... ingredients) {
+  if constexpr (has_lizard_state<I...>)
+    return std::get<0>(all_of<is_lizard_state>(ingredients...)).largest;
+  else
+    return {};
+}
+/// What the engine is given of the state, forward and backward.
+template <class... I>
+auto lizard_memory(I const&... ingredients) {
+  if constexpr (has_lizard_state<I...>)
+    return std::tuple(state{std::get<0>(all_of<is_lizard_state>(ingredients...)).memory});
+  else
+    return std::tuple<>();
+}
+template <class... I>
+auto initial_lizard_memory(I const&... ingredients) {
+  auto const after = all_of<recur::detail::is_final_gradient>(ingredients...);
+  if constexpr (has_lizard_state<I...>) {
+    auto const memory = std::get<0>(all_of<is_lizard_state>(ingredients...)).memory;
+    using E = typename decltype(memory)::value_type;
+    lizard_state_gradient<E> const to =
+        one_of<is_lizard_gradient>(lizard_state_gradient<E>{}, ingredients...);
+    return std::tuple_cat(std::tuple(initial_state<E>(memory, to.memory)), after);
+  } else {
+    static_assert((true && ... && !is_lizard_gradient.template operator()<I>()),
+                  "heed: lizard_state_gradient without lizard_state");
+    return after;
+  }
 }
 
 struct lizard_page;
 struct lizard_gate_page;
 struct lizard_gradient_page;
 struct lizard_gate_gradient_page;
-struct lizard_sum_page;
+struct lizard_fall_page;
 struct lizard_step_page;
 struct lizard_state_page;
-
-/// A copy to work with until nothing can be refused any more.
-inline tensor_view<double, 2> copy_of_largest(tensor_view<double, 2> from) {
-  auto const copy = recur::page_tensors<lizard_state_page, double>(
-      recur::tensor_shape{1, from.extent(0), 1, from.extent(1)})[0];
-  tensor_view<double, 2> const result(copy.data(), from.extents());
-  for (index_t s = 0; s < from.extent(0); ++s)
-    for (index_t h = 0; h < from.extent(1); ++h) result(s, h) = from(s, h);
-  return result;
-}
-inline void copy_largest(tensor_view<double, 2> from, tensor_view<double, 2> to) {
-  for (index_t s = 0; s < to.extent(0); ++s)
-    for (index_t h = 0; h < to.extent(1); ++h) to(s, h) = from(s, h);
-}
 
 /// What the gated branch reads: projections of queries and keys, the latter with their reference behind them, and log gates of each
 /// feature, or one a head, in double.
@@ -206,28 +185,39 @@ struct lizard_operands {
   tensor_view<double, 4> log_gate;
 };
 
+/// The keys that the window alone meets, ahead of those that have gates.
+template <class K, class G, class E, class... I>
+index_t lizard_keys_ahead(tensor_view<K, 4> key, tensor_view<G, 4> gate,
+                          lizard_parameters<E> const& with, I const&...) {
+  static_assert((true && ... && check_lizard_ingredient<I>()));
+  constexpr bool fewer = has_lizard_state<I...> &&
+                         !(false || ... || recur::detail::is_documents.template operator()<I>());
+  index_t const width = with.key_weights.extent(2), ahead = key.extent(1) - gate.extent(1);
+  require(gate.extent(0) == key.extent(0) && (fewer ? ahead >= 0 : ahead == 0) &&
+              gate.extent(2) == key.extent(2) && (gate.extent(3) == 1 || gate.extent(3) == width),
+          [&] {
+            return "gate has shape " + shape_text(gate.extents()) + "; expected [" +
+                   std::to_string(key.extent(0)) + ", " + (fewer ? "at most " : "") +
+                   std::to_string(key.extent(1)) + ", " + std::to_string(key.extent(2)) +
+                   ", 1 or " + std::to_string(width) +
+                   "] (batch, position, key head, one or width)";
+          });
+  return ahead;
+}
+
+/// `key` and `gate` are those of the gated branch; `largest` is moved on.
 template <class T, class Q, class K, class G, class E, class... I>
 lizard_operands<T> prepare_lizard(tensor_view<Q, 4> query, tensor_view<K, 4> key,
                                   tensor_view<G, 4> gate, lizard_parameters<E> const& with,
                                   tensor_view<double, 2> largest, I const&... ingredients) {
-  static_assert((true && ... && check_lizard_ingredient<I>()));
   index_t const width = with.key_weights.extent(2);
-  require(gate.extent(0) == key.extent(0) && gate.extent(1) == key.extent(1) &&
-              gate.extent(2) == key.extent(2) && (gate.extent(3) == 1 || gate.extent(3) == width),
-          [&] {
-            return "gate has shape " + shape_text(gate.extents()) + "; expected [" +
-                   std::to_string(key.extent(0)) + ", " + std::to_string(key.extent(1)) + ", " +
-                   std::to_string(key.extent(2)) + ", 1 or " + std::to_string(width) +
-                   "] (batch, position, key head, one or width)";
-          });
   require(with.query_weights.extent(2) == width, [&] {
     return "lizard_parameters.query_weights have shape " +
            shape_text(with.query_weights.extents()) + " and key_weights " +
            shape_text(with.key_weights.extents()) + "; expected the same width (axis 2)";
   });
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
-  auto const packed = one_of<recur::detail::is_documents>(documents{}, ingredients...);
-  if (!packed.keys.empty()) packed.check(key.extent(0), query.extent(1), key.extent(1));
+  auto const sequences = recur::sequences_among(query.extents(), key.extents(), ingredients...);
   auto const of_width = [](recur::tensor_shape shape, index_t columns) {
     shape[3] = columns;
     return shape;
@@ -244,35 +234,35 @@ lizard_operands<T> prepare_lizard(tensor_view<Q, 4> query, tensor_view<K, 4> key
   for (index_t half = 0; half * gate.extent(3) < channels; ++half)
     log_sigmoid_gate(gate, gates.slice(3, half * gate.extent(3), gate.extent(3)), 1, runs);
 
-  // The references of the keys, the largest so far, which the gates take up.
-  recur::sequence_list const sequences{
-      packed.keys.empty() ? key.extent(0) : static_cast<index_t>(packed.keys.size()) - 1,
-      query.extent(1), key.extent(1), packed};
-  require(largest.data() == nullptr ||
+  // What keys are relative to stands behind them.
+  bool const is_any = !has_lizard_state<I...> || !with.normalised;
+  require((largest.data() == nullptr && is_any) ||
               largest.extents() == std::array<index_t, 2>({sequences.count, key.extent(2)}),
           [&] {
             return "lizard_state.largest has shape " + shape_text(largest.extents()) +
                    "; expected [" + std::to_string(sequences.count) + ", " +
                    std::to_string(key.extent(2)) + "] (sequence, key head)";
           });
-  parallel_for(runs, sequences.count * key.extent(2), [&](index_t piece, index_t) {
-    place const where = sequences.at(piece / key.extent(2));
-    index_t const h = piece % key.extent(2);
-    double top = largest.data() == nullptr ? -std::numeric_limits<double>::infinity()
-                                           : largest(where.sequence, h);
-    for (index_t t = where.first_key; t < where.first_key + where.keys; ++t) {
-      T* const row = &rows[1](where.batch, t, h, 0);
-      row[width] = 0;
-      if (!with.normalised) continue;
-      double next = std::max(top, 0.0);
-      for (index_t c = 0; c < width; ++c)
-        next = std::max(next, static_cast<double>(std::abs(row[c])));
-      row[width] = static_cast<T>(next);
-      for (index_t c = 0; c < channels; ++c) gates(where.batch, t, h, c) += top - next;
-      top = next;
-    }
-    if (largest.data() != nullptr) largest(where.sequence, h) = top;
-  });
+  auto const reference = recur::without_channels(rows[1].slice(3, width, 1));
+  recur::for_row_blocks(any_executor(runs), key.extents(),
+                        [&](index_t b, index_t h, index_t first, index_t count) {
+                          for (index_t t = first; t < first + count; ++t) {
+                            T most = 0;
+                            for (index_t c = 0; c < width && with.normalised; ++c)
+                              most = std::max(most, std::abs(rows[1](b, t, h, c)));
+                            reference(b, t, h) = most;
+                          }
+                        });
+  if (with.normalised) {
+    auto const fall = recur::without_channels(
+        recur::page_tensors<lizard_fall_page, double>(of_width(key.extents(), 1))[0]);
+    recur::running_reference(any_executor(runs), sequences, reference, fall, largest);
+    tensor_view<double const, 4> const each(fall.data(), gates.extents(),
+                                            {fall.stride(0), fall.stride(1), fall.stride(2), 0});
+    recur::transform(
+        any_executor(runs), sink<double>(gates), [](auto const& a, auto const& b) { return a + b; },
+        source<double>(gates), source<double>(each));
+  }
   return {rows[0], rows[1], gates};
 }
 
@@ -280,7 +270,7 @@ lizard_operands<T> prepare_lizard(tensor_view<Q, 4> query, tensor_view<K, 4> key
 template <class F, class E>
 void with_lizard_clauses(lizard_parameters<E> const& with, tensor_view<double, 4> gate,
                          tensor_view<double, 4> dgate, F const& f) {
-  lizard_exponentials const map{with.normalised};
+  paired_exponentials const map{with.normalised};
   // What is left of a sum of exponentials is a number unless it is smaller than this.
   normalised const by{.epsilon = 0, .at_least = 1e-30};
   auto const with_gate = [&](auto const& decays) {
@@ -351,7 +341,8 @@ scale lizard_scale(tensor_view<Q, 4> query, I const&... ingredients) {
 ///   branches                 receives the results of the branches
 ///
 /// Ingredients: scale of the windowed branch (default head_dim^-1/2), lizard_state, documents, chunk_size, an executor, scratch. A
-/// lizard_state carries on the gated branch; the windowed one has what is given.
+/// lizard_state carries on the gated branch. The windowed one meets the keys that are given, of which there may then be more than
+/// gates: with those of the window - 1 tokens before, which the state has taken in, a sequence can be cut anywhere.
 template <element Q, element K, element V, element G, element O, class E, class T,
           class... Ingredients>
 void lizard_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
@@ -361,15 +352,17 @@ void lizard_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vie
   static_assert(std::is_same_v<T, compute_type<Q, K, V, G, O, E>>,
                 "heed: the branches of lizard are in the type of the computation");
   detail::check_lizard_parameters(out, with);
-  tensor_view<double, 2> held, largest;
-  if constexpr ((false || ... || detail::is_lizard_state.template operator()<Ingredients>())) {
-    held = std::get<0>(all_of<detail::is_lizard_state>(ingredients...)).largest;
-    largest = detail::copy_of_largest(held);
-  }
+  index_t const ahead = detail::lizard_keys_ahead(key, gate, with, ingredients...);
+  auto const own_key = key.slice(1, ahead, gate.extent(1));
+  auto const held = detail::lizard_largest(ingredients...);
+  auto const largest = recur::page_copy<detail::lizard_state_page>(held);
   auto const& b = branches;
   detail::expect_like("branches.gated", b.gated, out.extents(), "out");
   detail::expect_like("branches.windowed", b.windowed, out.extents(), "out");
-  auto const x = detail::prepare_lizard<T>(query, key, gate, with, largest, ingredients...);
+  detail::expect_like("value", value,
+                      {key.extent(0), key.extent(1), value.extent(2), value.extent(3)},
+                      "key with heads and a value_dim of its own");
+  auto const x = detail::prepare_lizard<T>(query, own_key, gate, with, largest, ingredients...);
   auto const shared = all_of<detail::is_for_both_branches>(ingredients...);
   std::apply(
       [&](auto const&... all) {
@@ -386,25 +379,22 @@ void lizard_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vie
       },
       shared);
   detail::with_lizard_clauses(with, x.log_gate, {}, [&](auto const&... clauses) {
-    auto const call = [&](auto const&... all) {
-      linear_attention(x.query, x.key, value, b.gated, clauses..., all...);
-    };
-    auto const own = all_of<detail::is_for_gated_branch>(ingredients...);
-    if constexpr ((false || ... || detail::is_lizard_state.template operator()<Ingredients>()))
-      std::apply(
-          call,
-          std::tuple_cat(
-              own, std::tuple(state{
-                       std::get<0>(all_of<detail::is_lizard_state>(ingredients...)).memory})));
-    else
-      std::apply(call, own);
+    std::apply(
+        [&](auto const&... all) {
+          linear_attention(x.query, x.key, value.slice(1, ahead, gate.extent(1)), b.gated,
+                           clauses..., all...);
+        },
+        std::tuple_cat(all_of<detail::is_for_gated_branch>(ingredients...),
+                       detail::lizard_memory(ingredients...)));
   });
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   detail::add_lizard_branches<T>(any_executor(runs), b.gated, b.windowed, with.alpha, out);
-  detail::copy_largest(largest, held);
+  copy_elements(recur::with_first_axes(largest), recur::with_first_axes(held));
 }
 
-/// The gradients of lizard_attention from its saved branches, without a state. dgate is shaped like gate.
+/// The gradients of lizard_attention from its saved branches. dgate is shaped like gate. Further ingredients: the lizard_state
+/// that the forward call began with, lizard_state_gradient, which receives its gradient, and final_state_gradient, d loss / d the
+/// memory it ended with.
 template <element Q, element K, element V, element G, element DO, element DQ, element DK,
           element DV, element DG, class E, class T, class... Ingredients>
 void lizard_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
@@ -414,8 +404,6 @@ void lizard_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
                                tensor_view<DK, 4> dkey, tensor_view<DV, 4> dvalue,
                                tensor_view<DG, 4> dgate, lizard_gradients<E> const& to,
                                Ingredients const&... ingredients) {
-  static_assert((true && ... && !detail::is_lizard_state.template operator()<Ingredients>()),
-                "heed: the backward pass of lizard begins without a state");
   auto const& b = branches;
   detail::check_lizard_parameters(b.gated, with);
   detail::expect_like("dout", dout, b.gated.extents(), "branches.gated");
@@ -427,49 +415,46 @@ void lizard_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
     return "lizard_gradients.alpha has " + std::to_string(to.alpha.size()) + " numbers; expected " +
            std::to_string(with.alpha.size());
   });
+  index_t const ahead = detail::lizard_keys_ahead(key, gate, with, ingredients...);
+  auto const own = [&](auto const& rows) { return rows.slice(1, ahead, gate.extent(1)); };
+  auto const own_key = own(key);
+  auto const own_value = own(value);
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   any_executor const run_on(runs);
-  auto const x = detail::prepare_lizard<T>(query, key, gate, with, {}, ingredients...);
+  auto const x = detail::prepare_lizard<T>(
+      query, own_key, gate, with,
+      recur::page_copy<detail::lizard_state_page>(detail::lizard_largest(ingredients...)),
+      ingredients...);
   auto const t = recur::page_tensors<detail::lizard_gradient_page, T>(
-      x.query.extents(), x.key.extents(), query.extents(), key.extents(), value.extents(),
+      x.query.extents(), x.key.extents(), query.extents(), own_key.extents(), own_value.extents(),
       dout.extents(), recur::tensor_shape{dout.extent(0), dout.extent(1), dout.extent(2), 1});
-  auto const& dy_query = t[0];
-  auto const& dy_key = t[1];
+  auto const &dprojected_query = t[0], &dprojected_key = t[1], &query_share = t[2],
+             &key_share = t[3], &value_share = t[4], &dwindowed = t[5];
   auto const dlog_gate =
       recur::page_tensors<detail::lizard_gate_gradient_page, double>(x.log_gate.extents())[0];
-  auto const shared = all_of<detail::is_for_both_branches>(ingredients...);
 
   // The window, whose result counts alpha times.
   tensor_view<E const, 4> const factors(with.alpha.data(), dout.extents(), {0, 0, 1, 0});
   recur::transform(
-      run_on, sink<T>(t[5]), [](auto const& a, auto const& d) { return a * d; }, source<T>(factors),
-      source<T>(dout));
+      run_on, sink<T>(dwindowed), [](auto const& a, auto const& d) { return a * d; },
+      source<T>(factors), source<T>(dout));
   std::apply(
       [&](auto const&... all) {
         scale const by = detail::lizard_scale(query, ingredients...);
         if (with.meta_keys.data() != nullptr)
           attention_with_extra_keys_backward(
               query, key, value, extra_keys(with.meta_keys, with.meta_values), b.windowed, b.lse,
-              t[5], dquery, dkey, dvalue, to.meta_keys, to.meta_values,
+              dwindowed, dquery, dkey, dvalue, to.meta_keys, to.meta_values,
               detail::lizard_window(with.window), by, all...);
         else
           detail::with_lizard_sinks<E>(with, to.sinks, [&](auto const&... sinks) {
-            attention_backward(query, key, value, b.windowed, b.lse, t[5], dquery, dkey, dvalue,
-                               detail::lizard_window(with.window), by, sinks..., all...);
+            attention_backward(query, key, value, b.windowed, b.lse, dwindowed, dquery, dkey,
+                               dvalue, detail::lizard_window(with.window), by, sinks..., all...);
           });
       },
-      shared);
+      all_of<detail::is_for_both_branches>(ingredients...));
   auto const gains = recur::without_channels(t[6]);
-  recur::for_row_blocks(run_on, dout.extents(),
-                        [&](index_t n, index_t h, index_t first, index_t count) {
-                          for (index_t i = first; i < first + count; ++i) {
-                            double sum = 0;
-                            for (index_t e = 0; e < dout.extent(3); ++e)
-                              sum += convert_element<double>(dout(n, i, h, e)) *
-                                     static_cast<double>(b.windowed(n, i, h, e));
-                            gains(n, i, h) = static_cast<T>(sum);
-                          }
-                        });
+  recur::dot_rows(run_on, source<double>(dout), source<double>(b.windowed), gains);
   static constexpr T one = 1;
   recur::sums_over_tokens(run_on, gains, tensor_view<T const, 3>(&one, gains.extents(), {0, 0, 0}),
                           to.alpha);
@@ -478,26 +463,28 @@ void lizard_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
   detail::with_lizard_clauses(with, x.log_gate, dlog_gate, [&](auto const&... clauses) {
     std::apply(
         [&](auto const&... all) {
-          linear_attention_backward(x.query, x.key, value, b.gated, dout, dy_query, dy_key, t[4],
-                                    clauses..., all...);
+          linear_attention_backward(x.query, x.key, own_value, b.gated, dout, dprojected_query,
+                                    dprojected_key, value_share, clauses..., all...);
         },
-        all_of<detail::is_for_gated_branch>(ingredients...));
+        std::tuple_cat(all_of<detail::is_for_gated_branch>(ingredients...),
+                       detail::initial_lizard_memory(ingredients...)));
   });
   tensor_view<E const, 2> const no_bias;
   index_t const width = with.key_weights.extent(2);
   detail::learned_features_backward(detail::projection_only{}, query, with.query_weights, no_bias,
-                                    dy_query, t[2], to.query_weights, tensor_view<E, 2>(), runs);
-  detail::learned_features_backward(detail::projection_only{}, key, with.key_weights, no_bias,
-                                    dy_key.slice(3, 0, width), t[3], to.key_weights,
+                                    dprojected_query, query_share, to.query_weights,
+                                    tensor_view<E, 2>(), runs);
+  detail::learned_features_backward(detail::projection_only{}, own_key, with.key_weights, no_bias,
+                                    dprojected_key.slice(3, 0, width), key_share, to.key_weights,
                                     tensor_view<E, 2>(), runs);
   auto const add = [&](auto const& sum, auto const& more) {
     recur::transform(
         run_on, sink<T>(sum), [](auto const& a, auto const& c) { return a + c; }, source<T>(sum),
         source<T>(more));
   };
-  add(dquery, t[2]);
-  add(dkey, t[3]);
-  add(dvalue, t[4]);
+  add(dquery, query_share);
+  add(own(dkey), key_share);
+  add(own(dvalue), value_share);
   auto const first_half = dlog_gate.slice(3, 0, gate.extent(3));
   if (gate.extent(3) > 1)
     recur::transform(
@@ -523,8 +510,9 @@ void lizard_attention_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tenso
   });
   auto const branches =
       recur::page_tensors<detail::lizard_step_page, T>(out.extents(), out.extents());
-  auto const largest = detail::copy_of_largest(held.largest);
-  auto const x = detail::prepare_lizard<T>(query, key, gate, with, largest, ingredients...);
+  detail::lizard_keys_ahead(key, gate, with, ingredients...);
+  auto const largest = recur::page_copy<detail::lizard_state_page>(held.largest);
+  auto const x = detail::prepare_lizard<T>(query, key, gate, with, largest, held, ingredients...);
   detail::with_lizard_clauses(with, x.log_gate, {}, [&](auto const&... clauses) {
     std::apply(
         [&](auto const&... all) {
@@ -549,7 +537,7 @@ void lizard_attention_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tenso
       all_of<detail::is_for_both_branches>(ingredients...));
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   detail::add_lizard_branches<T>(any_executor(runs), branches[0], branches[1], with.alpha, out);
-  detail::copy_largest(largest, held.largest);
+  copy_elements(recur::with_first_axes(largest), recur::with_first_axes(held.largest));
 }
 
 }  // namespace heed

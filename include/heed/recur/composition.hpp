@@ -2,6 +2,7 @@
 
 #include <heed/recur/features/row_functions.hpp>
 #include <heed/recur/problem.hpp>
+#include <heed/view/copy.hpp>
 
 #include <array>
 #include <cmath>
@@ -44,6 +45,43 @@ tensor_view<E, 3> without_channels(tensor_view<E, 4> view) {
   return {view.data(), {e[0], e[1], e[2]}, {s[0], s[1], s[2]}};
 }
 
+/// A tensor [batch, position, head, dim] whose first axes have an extent of 1 for those that it lacks.
+template <class E, int Rank>
+tensor_view<E, 4> with_first_axes(tensor_view<E, Rank> view) {
+  tensor_shape extents{1, 1, 1, 1}, strides{};
+  std::copy_n(view.extents().begin(), Rank, extents.end() - Rank);
+  std::copy_n(view.strides().begin(), Rank, strides.end() - Rank);
+  return {view.data(), extents, strides};
+}
+
+/// A copy of the numbers of a state, to work with until nothing can be refused any more; null of null.
+template <class Page, int Rank>
+tensor_view<double, Rank> page_copy(tensor_view<double, Rank> from) {
+  if (from.data() == nullptr) return {};
+  auto const all = with_first_axes(from);
+  auto const copy = page_tensors<Page, double>(all.extents())[0];
+  copy_elements(all, copy);
+  typename tensor_view<double, Rank>::index_array strides;
+  std::copy_n(copy.strides().end() - Rank, Rank, strides.begin());
+  return {copy.data(), from.extents(), strides};
+}
+
+/// The sequences of a call; of a tensor that has a row for each key those of the keys.
+inline sequence_list sequences_of(tensor_shape const& query, tensor_shape const& key,
+                                  documents const& packed) {
+  return {packed.keys.empty() ? key[0] : static_cast<index_t>(packed.keys.size()) - 1, query[1],
+          key[1], packed};
+}
+/// The same of the ingredients of a call, checked.
+template <class... I>
+sequence_list sequences_among(tensor_shape const& query, tensor_shape const& key,
+                              I const&... ingredients) {
+  documents const packed = one_of<detail::is_documents>(documents{}, ingredients...);
+  if constexpr ((false || ... || std::same_as<I, documents>))
+    packed.check(key[0], query[1], key[1]);
+  return sequences_of(query, key, packed);
+}
+
 /// Calls f(ingredients...), with the scale dim^-1/2 unless they name one.
 template <class F, class... I>
 void with_default_scale(index_t dim, F const& f, I const&... ingredients) {
@@ -63,6 +101,22 @@ void for_row_blocks(any_executor const& run_on, tensor_shape const& shape, F con
     index_t const first = piece % blocks * together;
     f(piece / blocks / heads, piece / blocks % heads, first, std::min(together, rows - first));
   });
+}
+
+/// to = a . b of each row, summed in double; [batch, row, head].
+template <class T>
+void dot_rows(any_executor const& run_on, source<double> const& a, source<double> const& b,
+              tensor_view<T, 3> to) {
+  index_t const dim = a.dim();
+  for_row_blocks(run_on, {to.extent(0), to.extent(1), to.extent(2), dim},
+                 [&](index_t n, index_t h, index_t first, index_t count) {
+                   double* const scratch = feature_scratch<double>(2 * count * dim);
+                   auto const x = a.rows(n, h, first, count, scratch);
+                   auto const y = b.rows(n, h, first, count, scratch + count * dim);
+                   for (index_t i = 0; i < count; ++i)
+                     to(n, first + i, h) =
+                         static_cast<T>(dot_row<xsimd::default_arch>(dim, x[i], y[i]));
+                 });
 }
 
 /// to = f(from...), number by number in whole registers; `to` may be one of the one to three `from`.

@@ -221,13 +221,6 @@ inline void position_softmax_backward(any_executor const& run_on, sequence_list 
   });
 }
 
-/// The sequences of the keys of a call, for a tensor that has a row for each key.
-inline sequence_list sequences_of(tensor_shape const& query, tensor_shape const& key,
-                                  documents const& packed) {
-  return {packed.keys.empty() ? key[0] : static_cast<index_t>(packed.keys.size()) - 1, query[1],
-          key[1], packed};
-}
-
 /// reads_t (+)= sum a_i * b_i over the rows i that read the state after key t, of all query heads that share a key head.
 ///
 ///   a, b    [batch, row, query heads, dim]
