@@ -187,45 +187,119 @@ TEST_CASE("lightnet: steps are the whole", "[mechanism][lightnet]") {
 }
 
 TEST_CASE("lightnet: gradients of a resumed sequence", "[mechanism][lightnet]") {
-  constexpr index_t N = 6, D = 4, E = 3;
-  support::random draw(11);
-  auto q = support::normal<double>(draw, {1, N, 2, D}),
-       k = support::normal<double>(draw, {1, N, 1, D}),
-       v = support::normal<double>(draw, {1, N, 1, E}),
-       dout = support::normal<double>(draw, {1, N, 2, E}),
-       memory = support::normal<double>(draw, {1, 1, D, E}), out = blank<double, 4>({1, N, 2, E});
-  auto total = blank<double, 3>({1, 1, D});
-  total.fill([&](auto const&) { return draw.normal(); });
-  auto const loss = [&] {
-    std::vector<double> held(memory.view().data(), memory.view().data() + D * E),
-        z(total.view().data(), total.view().data() + D);
-    heed::lightnet(
-        q.view(), k.view(), v.view(), out.view(),
-        heed::lightnet_state<double>{{held.data(), {1, 1, D, E}}, {z.data(), {1, 1, D}}});
-    return reference::weighted_sum(dout.values<double>(), out.values<double>());
-  };
-  loss();
-  auto dq = blank<double, 4>(q.extents()), dk = blank<double, 4>(k.extents()),
-       dv = blank<double, 4>(v.extents()), dmemory = blank<double, 4>(memory.extents());
-  auto dtotal = blank<double, 3>(total.extents());
-  heed::lightnet_backward(q.view(), k.view(), v.view(), out.view(), dout.view(), dq.view(),
-                          dk.view(), dv.view(),
-                          heed::lightnet_state<double>{memory.view(), total.view()},
-                          heed::lightnet_state_gradient<double>{dmemory.view(), dtotal.view()});
-  auto const check = [&](auto& input, auto const& gradient) {
-    support::for_each_index(input.extents(), [&](auto const& at) {
-      double& x = input.view().data()[support::offset(at, input.view().strides())];
-      double const before = x;
-      x = before + 1e-5;
-      double const above = loss();
-      x = before - 1e-5;
-      double const slope = (above - loss()) / 2e-5;
-      x = before;
-      CHECK(gradient.view().data()[support::offset(at, gradient.view().strides())] ==
-            Approx(slope).margin(1e-8));
+  constexpr index_t D = 4, E = 3;
+  // As many keys as rows or fewer, so that rows read the first state; channels of one feature or two; packed sequences.
+  index_t const bounds[] = {0, 2, 6}, query_bounds[] = {0, 3, 7};
+  heed::documents const packed{query_bounds, bounds};
+  for (bool const turns : {false, true})
+    for (bool const in_two : {false, true}) {
+      INFO("turns " << turns << ", packed " << in_two);
+      index_t const S = in_two ? 2 : 1, F = turns ? 2 * D : D, N = 7, M = 6;
+      support::random draw(11);
+      auto const some = [&](support::extents_of<4> const& extents) {
+        return support::normal<double>(draw, extents);
+      };
+      auto q = some({1, N, 2, D}), k = some({1, M, 1, D}), v = some({1, M, 1, E}),
+           dout = some({1, N, 2, E}), memory = some({S, 1, F, E}), dend = some({S, 1, F, E}),
+           out = blank<double, 4>({1, N, 2, E}), end = blank<double, 4>(memory.extents());
+      auto total = blank<double, 3>({S, 1, D}), dend_total = blank<double, 3>({S, 1, D}),
+           end_total = blank<double, 3>({S, 1, D});
+      for (auto* each : {&total, &dend_total})
+        each->fill([&](auto const&) { return draw.normal(); });
+      auto theta = blank<float, 2>({1, D});
+      theta.fill([&](auto const&) { return static_cast<float>(draw.uniform(0.01, 1)); });
+      auto const call = [&](auto const& f) {
+        heed::lrpe const map(theta.view());
+        turns ? (in_two ? f(map, packed) : f(map)) : (in_two ? f(packed) : f());
+      };
+      heed::lightnet_state<double> const begun{memory.view(), total.view()},
+          ended{end.view(), end_total.view()};
+      auto const loss = [&] {
+        end.fill([&](auto const& at) { return memory.view()(at[0], at[1], at[2], at[3]); });
+        end_total.fill([&](auto const& at) { return total.view()(at[0], at[1], at[2]); });
+        call([&](auto const&... all) {
+          heed::lightnet(q.view(), k.view(), v.view(), out.view(), ended, all...);
+        });
+        double sum = reference::weighted_sum(dout.values<double>(), out.values<double>()) +
+                     reference::weighted_sum(dend.values<double>(), end.values<double>());
+        auto const z = end_total.values<double>(), dz = dend_total.values<double>();
+        for (std::size_t n = 0; n < z.values.size(); ++n) sum += z.values[n] * dz.values[n];
+        return sum;
+      };
+      loss();
+      auto dq = blank<double, 4>(q.extents()), dk = blank<double, 4>(k.extents()),
+           dv = blank<double, 4>(v.extents()), dmemory = blank<double, 4>(memory.extents());
+      auto dtotal = blank<double, 3>(total.extents());
+      call([&](auto const&... all) {
+        heed::lightnet_backward(
+            q.view(), k.view(), v.view(), out.view(), dout.view(), dq.view(), dk.view(), dv.view(),
+            begun, heed::lightnet_state_gradient<double>{dmemory.view(), dtotal.view()},
+            heed::lightnet_final_gradient<double>{ended, {dend.view(), dend_total.view()}}, all...);
+      });
+      auto const check = [&](auto& input, auto const& gradient) {
+        support::for_each_index(input.extents(), [&](auto const& at) {
+          double& x = input.view().data()[support::offset(at, input.view().strides())];
+          double const before = x;
+          x = before + 1e-5;
+          double const above = loss();
+          x = before - 1e-5;
+          double const slope = (above - loss()) / 2e-5;
+          x = before;
+          CHECK(gradient.view().data()[support::offset(at, gradient.view().strides())] ==
+                Approx(slope).margin(1e-8));
+        });
+      };
+      check(q, dq), check(k, dk), check(v, dv), check(memory, dmemory), check(total, dtotal);
+    }
+}
+
+TEMPLATE_TEST_CASE("lightnet: two parts and their gradients are the whole", "[mechanism][lightnet]",
+                   double, float) {
+  using T = TestType;
+  for_each_seed("lightnet in two", 40, [](seed_t seed) {
+    lightnet_problem<T> p(seed, true);
+    index_t const F = p.turns ? 2 * p.D : p.D, cut = p.draw.between(1, p.N - 1);
+    struct held {
+      guarded<T, 4> memory;
+      guarded<double, 3> total;
+      heed::lightnet_state<T> state() { return {memory.view(), total.view()}; }
+    };
+    auto const make = [&] {
+      held all{blank<T, 4>({p.B, p.keys, F, p.E}), blank<double, 3>({p.B, p.keys, p.D})};
+      all.state().clear();
+      return all;
+    };
+    held now = make(), begun = make(), middle = make(), slope = make();
+    auto const part = [&](index_t from, index_t to, auto const& f) {
+      p.with_step_ingredients(
+          [&](auto const&... all) {
+            f([&](auto view) { return view.slice(1, from, to - from); }, all...);
+          },
+          from);
+    };
+    auto const forward = [&](auto const& of, auto const&... all) {
+      heed::lightnet(of(p.in(0)), of(p.in(1)), of(p.in(2)), of(p.out(0)), now.state(), all...);
+    };
+    auto const backward = [&](auto const& of, auto const&... all) {
+      heed::lightnet_backward(of(p.in(0)), of(p.in(1)), of(p.in(2)), of(p.saved(0)), of(p.dout(0)),
+                              of(p.din(0)), of(p.din(1)), of(p.din(2)), all...);
+    };
+    part(0, cut, forward);
+    middle.memory.fill([&](auto const& at) {
+      return std::as_const(now.memory).view()(at[0], at[1], at[2], at[3]);
     });
-  };
-  check(q, dq), check(k, dk), check(v, dv), check(memory, dmemory), check(total, dtotal);
+    middle.total.fill(
+        [&](auto const& at) { return std::as_const(now.total).view()(at[0], at[1], at[2]); });
+    part(cut, p.N, forward);
+    heed::lightnet_state_gradient<T> const at_cut{slope.memory.view(), slope.total.view()};
+    part(cut, p.N,
+         [&](auto const& of, auto const&... all) { backward(of, middle.state(), at_cut, all...); });
+    part(0, cut, [&](auto const& of, auto const&... all) {
+      backward(of, begun.state(), heed::lightnet_final_gradient<T>{middle.state(), at_cut}, all...);
+    });
+    return p.forward(p.definition(false), p.definition(true)) +
+           p.backward(p.definition(false), p.definition(true));
+  });
 }
 
 TEST_CASE("lightnet: the last causal row is that of the single scan", "[mechanism][lightnet]") {

@@ -49,11 +49,25 @@ struct lightnet_state_gradient {
 template <class T>
 lightnet_state_gradient(tensor_view<T, 4>, tensor_view<double, 3>) -> lightnet_state_gradient<T>;
 
+/// For the backward pass where the loss also depends on the state that a call ended with: that state as the call left it, and
+/// d loss / d it.
+template <class T>
+struct lightnet_final_gradient {
+  lightnet_state<T> ended;
+  lightnet_state_gradient<T> gradient;
+};
+template <class T>
+lightnet_final_gradient(lightnet_state<T>, lightnet_state_gradient<T>)
+    -> lightnet_final_gradient<T>;
+
 namespace detail {
 
 inline constexpr auto is_lightnet_state = []<class T>() { return is_a<T, lightnet_state>; };
 inline constexpr auto is_lightnet_gradient = []<class T>() {
   return is_a<T, lightnet_state_gradient>;
+};
+inline constexpr auto is_lightnet_final = []<class T>() {
+  return is_a<T, lightnet_final_gradient>;
 };
 inline constexpr auto is_lrpe = []<class T>() { return is_a<T, lrpe>; };
 /// What the engine is given as it is.
@@ -69,10 +83,12 @@ constexpr bool check_lightnet_ingredient() {
   constexpr bool known = is_for_lightnet_engine.template operator()<I>() ||
                          is_lightnet_state.template operator()<I>() ||
                          is_lightnet_gradient.template operator()<I>() ||
+                         is_lightnet_final.template operator()<I>() ||
                          recur::detail::is_scale.template operator()<I>();
   static_assert(known,
                 "heed: this is no ingredient of lightnet: expected scale, lrpe, lightnet_state, "
-                "lightnet_state_gradient, documents, chunk_size, an executor or scratch");
+                "lightnet_state_gradient, lightnet_final_gradient, documents, chunk_size, an "
+                "executor or scratch");
   return known;
 }
 
@@ -84,6 +100,17 @@ double lightnet_scale(I const&... ingredients) {
 struct lightnet_page;
 struct lightnet_state_page;
 struct lightnet_gradient_page;
+struct lightnet_carried_page;
+struct lightnet_first_page;
+
+inline void check_lightnet_total(char const* name, tensor_view<double, 3> total,
+                                 std::array<index_t, 3> const& expected, bool optional) {
+  if (optional && total.data() == nullptr) return;
+  require(total.extents() == expected && total.data() != nullptr, [&] {
+    return std::string(name) + " has shape " + shape_text(total.extents()) +
+           "; expected [sequences, key heads, head_dim], " + shape_text(expected);
+  });
+}
 
 /// What stands between the inputs and the engine, in memory of the calling thread.
 template <class T>
@@ -140,17 +167,11 @@ lightnet_tensors<T> prepare_lightnet(tensor_view<Q, 4> query, tensor_view<K, 4> 
   recur::tensor_shape gates = key.extents();
   gates[3] *= copies;
   auto const t = recur::page_tensors<lightnet_page, T>(query.extents(), key.extents(), gates);
-  auto const packed = one_of<recur::detail::is_documents>(documents{}, ingredients...);
-  if (!packed.keys.empty()) packed.check(key.extent(0), query.extent(1), key.extent(1));
-  lightnet_tensors<T> const all{t[0], t[1], t[2],
-                                recur::sequences_of(query.extents(), key.extents(), packed)};
-  if ((false || ... || is_lightnet_state.template operator()<I>())) {
-    std::array<index_t, 3> const expected{all.sequences.count, key.extent(2), key.extent(3)};
-    require(total.extents() == expected && total.data() != nullptr, [&] {
-      return "lightnet_state.log_total has shape " + shape_text(total.extents()) +
-             "; expected [sequences, key heads, head_dim], " + shape_text(expected);
-    });
-  }
+  lightnet_tensors<T> const all{
+      t[0], t[1], t[2], recur::sequences_among(query.extents(), key.extents(), ingredients...)};
+  if ((false || ... || is_lightnet_state.template operator()<I>()))
+    check_lightnet_total("lightnet_state.log_total", total,
+                         {all.sequences.count, key.extent(2), key.extent(3)}, false);
   activate_lightnet_queries<T>(run_on, query, lightnet_scale(ingredients...), all.query);
   using rows = recur::channel_rows<double>;
   auto const first = all.log_gate.slice(3, 0, key.extent(3));
@@ -162,27 +183,36 @@ lightnet_tensors<T> prepare_lightnet(tensor_view<Q, 4> query, tensor_view<K, 4> 
   return all;
 }
 
-/// A copy of the z of the state among the ingredients; null without one.
+/// What the engine is given of the gradient by the state that a call ended with.
 template <class... I>
-tensor_view<double, 3> copy_of_lightnet_total(I const&... ingredients) {
-  if constexpr ((false || ... || is_lightnet_state.template operator()<I>())) {
-    auto const total = std::get<0>(all_of<is_lightnet_state>(ingredients...)).log_total;
-    auto const& e = total.extents();
-    auto const copy = recur::page_tensors<lightnet_state_page, double>(
-        recur::tensor_shape{e[0], 1, e[1], e[2]})[0];
-    tensor_view<double, 3> const result(copy.data(), e);
-    for (index_t s = 0; s < e[0]; ++s)
-      for (index_t h = 0; h < e[1]; ++h)
-        for (index_t d = 0; d < e[2]; ++d) result(s, h, d) = total(s, h, d);
-    return result;
+auto lightnet_final_slopes(I const&... ingredients) {
+  if constexpr ((false || ... || is_lightnet_final.template operator()<I>())) {
+    auto const slope = std::get<0>(all_of<is_lightnet_final>(ingredients...)).gradient.memory;
+    return std::tuple(final_state_gradient<typename decltype(slope)::value_type>(slope));
   } else {
-    return {};
+    return std::tuple<>();
   }
 }
-inline void copy_lightnet_total(tensor_view<double, 3> from, tensor_view<double, 3> to) {
-  for (index_t s = 0; s < to.extent(0); ++s)
-    for (index_t h = 0; h < to.extent(1); ++h)
-      for (index_t d = 0; d < to.extent(2); ++d) to(s, h, d) = from(s, h, d);
+
+/// What running_softmax_backward() begins with at the end of the sequences: nothing, or what the state they ended with says.
+template <class... I>
+tensor_view<double, 3> lightnet_carried(recur::sequence_list const& sequences, index_t heads,
+                                        index_t dim, I const&... ingredients) {
+  auto const carried = recur::page_sums<lightnet_carried_page>(sequences.count, heads, dim);
+  [[maybe_unused]] auto const look = [&]<class One>(One const& ingredient) {
+    if constexpr (is_lightnet_final.template operator()<One>()) {
+      auto const& [ended, slope] = ingredient;
+      expect_like("lightnet_final_gradient.ended.memory", ended.memory, slope.memory.extents(),
+                  "its gradient");
+      check_lightnet_total("lightnet_final_gradient.gradient.log_total", slope.log_total,
+                           carried.extents(), true);
+      recur::add_state_products(ended.memory, slope.memory, carried);
+      if (slope.log_total.data() != nullptr)
+        recur::write_difference(carried, slope.log_total, carried);
+    }
+  };
+  (look(ingredients), ...);
+  return carried;
 }
 
 }  // namespace detail
@@ -195,23 +225,26 @@ template <element Q, element K, element V, element O, class... Ingredients>
 void lightnet(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
               tensor_view<O, 4> out, Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, O>;
-  auto const total = detail::copy_of_lightnet_total(ingredients...);
-  auto const t = detail::prepare_lightnet<T>(query, key, total, ingredients...);
-  auto const call = [&](auto const&... all) {
-    linear_attention(t.query, t.weight, value, out, key_decay(t.log_gate), all...);
+  auto const call = [&](tensor_view<double, 3> total, auto const&... states) {
+    auto const t = detail::prepare_lightnet<T>(query, key, total, ingredients...);
+    std::apply(
+        [&](auto const&... all) {
+          linear_attention(t.query, t.weight, value, out, key_decay(t.log_gate), all..., states...);
+        },
+        all_of<detail::is_for_lightnet_engine>(ingredients...));
   };
-  auto const shared = all_of<detail::is_for_lightnet_engine>(ingredients...);
   if constexpr ((false || ... || detail::is_lightnet_state.template operator()<Ingredients>())) {
     auto const held = std::get<0>(all_of<detail::is_lightnet_state>(ingredients...));
-    std::apply(call, std::tuple_cat(shared, std::tuple(state{held.memory})));
-    detail::copy_lightnet_total(total, held.log_total);
+    auto const total = recur::page_copy<detail::lightnet_state_page>(held.log_total);
+    call(total, state{held.memory});
+    copy_elements(recur::with_first_axes(total), recur::with_first_axes(held.log_total));
   } else {
-    std::apply(call, shared);
+    call({});
   }
 }
 
-/// The gradients of lightnet; a lightnet_state among the ingredients is what the forward call began with, and
-/// lightnet_state_gradient receives its gradient. That of an lrpe's angles is not written.
+/// The gradients of lightnet. Further ingredients: the lightnet_state that the forward call began with, lightnet_state_gradient,
+/// which receives its gradient, and lightnet_final_gradient. That of an lrpe's angles is not written.
 template <element Q, element K, element V, element O, element DO, element DQ, element DK,
           element DV, class... Ingredients>
 void lightnet_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
@@ -221,63 +254,54 @@ void lightnet_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vi
   using T = compute_type<Q, K, V, O, DO, DQ, DK, DV>;
   detail::expect_like("dquery", dquery, query.extents(), "query");
   detail::expect_like("dkey", dkey, key.extents(), "key");
-  auto const t = detail::prepare_lightnet<T>(
-      query, key, detail::copy_of_lightnet_total(ingredients...), ingredients...);
-  auto const d = recur::page_tensors<detail::lightnet_gradient_page, T>(
-      query.extents(), key.extents(), key.extents());
-  auto const call = [&](auto const&... all) {
-    linear_attention_backward(t.query, t.weight, value, out, dout, d[0], d[1], dvalue,
-                              key_decay(t.log_gate), all...);
-  };
-  auto const shared = all_of<detail::is_for_lightnet_engine>(ingredients...);
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   any_executor const run_on(runs);
-  // No gradient of the gates is needed: what they take is what the averages divide by.
-  auto const finish = [&](tensor_view<double, 3> carried) {
+  // What lies between the engine's gradients and those of this call. No gradient of the gates is needed: what they take is what
+  // the averages divide by.
+  auto const call = [&](auto const& held, auto const& to, auto const&... states) {
+    auto const t = detail::prepare_lightnet<T>(
+        query, key, recur::page_copy<detail::lightnet_state_page>(held.log_total), ingredients...);
+    auto const carried =
+        detail::lightnet_carried(t.sequences, key.extent(2), key.extent(3), ingredients...);
+    detail::check_lightnet_total("lightnet_state_gradient.log_total", to.log_total,
+                                 carried.extents(), true);
+    auto const d = recur::page_tensors<detail::lightnet_gradient_page, T>(
+        query.extents(), key.extents(), key.extents());
+    std::apply(
+        [&](auto const&... all) {
+          linear_attention_backward(t.query, t.weight, value, out, dout, d[0], d[1], dvalue,
+                                    key_decay(t.log_gate), all..., states...);
+        },
+        std::tuple_cat(all_of<detail::is_for_lightnet_engine>(ingredients...),
+                       detail::lightnet_final_slopes(ingredients...)));
     recur::sum_of_reads(run_on, t.sequences, t.query, d[0], d[2], false);
     using rows = recur::channel_rows<double>;
     recur::running_softmax_backward(run_on, t.sequences, rows(t.weight), rows(d[1]), rows(d[2]),
                                     rows(dkey), carried);
+    if (to.log_total.data() != nullptr) {
+      // What reads the first state as it is does not see z_0.
+      recur::add_first_reads(t.sequences, t.query, d[0], carried);
+      auto const first = recur::page_sums<detail::lightnet_first_page>(
+          t.sequences.count, key.extent(2), key.extent(3));
+      recur::add_state_products(held.memory, to.memory, first);
+      recur::write_difference(first, carried, to.log_total);
+    }
     detail::differentiate_lightnet_queries<T>(run_on, query, detail::lightnet_scale(ingredients...),
                                               d[0], dquery);
   };
   if constexpr ((false || ... || detail::is_lightnet_state.template operator()<Ingredients>())) {
     auto const held = std::get<0>(all_of<detail::is_lightnet_state>(ingredients...));
     using E = typename decltype(held.memory)::value_type;
-    auto const to =
+    lightnet_state_gradient<E> const to =
         one_of<detail::is_lightnet_gradient>(lightnet_state_gradient<E>{}, ingredients...);
-    auto const& carried = to.log_total;
-    require(carried.data() == nullptr ||
-                (carried.extents() == held.log_total.extents() && to.memory.data() != nullptr),
-            [&] {
-              return "lightnet_state_gradient.log_total has shape " +
-                     shape_text(carried.extents()) +
-                     "; expected that of lightnet_state.log_total, " +
-                     shape_text(held.log_total.extents()) + ", beside memory";
-            });
-    std::apply(call, std::tuple_cat(shared, std::tuple(initial_state<E>(held.memory, to.memory))));
-    for (index_t s = 0; s < carried.extent(0); ++s)
-      for (index_t h = 0; h < carried.extent(1); ++h)
-        for (index_t c = 0; c < carried.extent(2); ++c) carried(s, h, c) = 0;
-    finish(carried);
-    if (carried.data() == nullptr) return;
-    index_t const dim = carried.extent(2),
-                  copies = held.memory.extent(2) / std::max<index_t>(dim, 1);
-    index_t const group = held.memory.extent(1) / std::max<index_t>(carried.extent(1), 1);
-    for (index_t s = 0; s < carried.extent(0); ++s)
-      for (index_t h = 0; h < carried.extent(1); ++h)
-        for (index_t c = 0; c < dim; ++c) {
-          double sum = 0;
-          for (index_t g = h * group; g < (h + 1) * group; ++g)
-            for (index_t n = 0; n < copies; ++n)
-              for (index_t e = 0; e < held.memory.extent(3); ++e)
-                sum += static_cast<double>(held.memory(s, g, n * dim + c, e)) *
-                       static_cast<double>(to.memory(s, g, n * dim + c, e));
-          carried(s, h, c) = sum - carried(s, h, c);
-        }
+    require(to.log_total.data() == nullptr || to.memory.data() != nullptr, [] {
+      return std::string("lightnet_state_gradient has log_total without memory; expected both");
+    });
+    call(held, to, initial_state<E>(held.memory, to.memory));
   } else {
-    std::apply(call, shared);
-    finish({});
+    static_assert((true && ... && !detail::is_lightnet_gradient.template operator()<Ingredients>()),
+                  "heed: lightnet_state_gradient without lightnet_state");
+    call(lightnet_state<T>{}, lightnet_state_gradient<T>{});
   }
 }
 
@@ -287,7 +311,7 @@ void lightnet_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V
                    tensor_view<O, 4> out, lightnet_state<S> const& held,
                    Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, O, S>;
-  auto const total = detail::copy_of_lightnet_total(held);
+  auto const total = recur::page_copy<detail::lightnet_state_page>(held.log_total);
   auto const t = detail::prepare_lightnet<T>(query, key, total, held, ingredients...);
   std::apply(
       [&](auto const&... all) {
@@ -295,7 +319,7 @@ void lightnet_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V
                               all...);
       },
       all_of<detail::is_for_lightnet_engine>(ingredients...));
-  detail::copy_lightnet_total(total, held.log_total);
+  copy_elements(recur::with_first_axes(total), recur::with_first_axes(held.log_total));
 }
 
 /// LightNet over all positions: out = scale silu(query) (softmax_positions(key)^T value), in whatever order and
@@ -307,13 +331,11 @@ void lightnet_single_scan(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor
   static_assert((true && ... && detail::check_lightnet_ingredient<Ingredients>()));
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   any_executor const run_on(runs);
-  auto const packed = one_of<recur::detail::is_documents>(documents{}, ingredients...);
-  if (!packed.keys.empty()) packed.check(key.extent(0), query.extent(1), key.extent(1));
+  auto const sequences = recur::sequences_among(query.extents(), key.extents(), ingredients...);
   auto const t = recur::page_tensors<detail::lightnet_page, T>(query.extents(), key.extents());
   detail::activate_lightnet_queries<T>(run_on, query, detail::lightnet_scale(ingredients...), t[0]);
   using rows = recur::channel_rows<double>;
-  recur::position_softmax(run_on, recur::sequences_of(query.extents(), key.extents(), packed),
-                          rows(key), rows(t[1]));
+  recur::position_softmax(run_on, sequences, rows(key), rows(t[1]));
   std::apply([&](auto const&... all) { linear_attention(t[0], t[1], value, out, dense{}, all...); },
              all_of<detail::is_for_lightnet_engine>(ingredients...));
 }
@@ -332,9 +354,7 @@ void lightnet_single_scan_backward(tensor_view<Q, 4> query, tensor_view<K, 4> ke
   detail::expect_like("dkey", dkey, key.extents(), "key");
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   any_executor const run_on(runs);
-  auto const packed = one_of<recur::detail::is_documents>(documents{}, ingredients...);
-  if (!packed.keys.empty()) packed.check(key.extent(0), query.extent(1), key.extent(1));
-  auto const sequences = recur::sequences_of(query.extents(), key.extents(), packed);
+  auto const sequences = recur::sequences_among(query.extents(), key.extents(), ingredients...);
   auto const t = recur::page_tensors<detail::lightnet_gradient_page, T>(
       query.extents(), key.extents(), query.extents(), key.extents());
   detail::activate_lightnet_queries<T>(run_on, query, detail::lightnet_scale(ingredients...), t[0]);

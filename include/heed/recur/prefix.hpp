@@ -247,4 +247,50 @@ void sum_of_reads(any_executor const& run_on, sequence_list const& sequences, te
   });
 }
 
+/// to += sum a_i * b_i over the rows i that read what a sequence began with, before its first key; to [sequence, head, dim].
+template <class T>
+void add_first_reads(sequence_list const& sequences, tensor_view<T, 4> a, tensor_view<T, 4> b,
+                     tensor_view<double, 3> to) {
+  index_t const heads = to.extent(1), group = a.extent(2) / std::max<index_t>(heads, 1);
+  for (index_t s = 0; s < sequences.count; ++s) {
+    place const where = sequences.at(s);
+    for (index_t i = where.first_row; i < where.first_row + where.rows - where.keys; ++i)
+      for (index_t h = 0; h < heads * group; ++h)
+        for (index_t d = 0; d < to.extent(2); ++d)
+          to(s, h / group, d) += static_cast<double>(a(where.batch, i, h, d)) *
+                                 static_cast<double>(b(where.batch, i, h, d));
+  }
+}
+
+/// to += sum a * b over all states and columns that belong to a channel.
+///
+///   a, b   [sequence, states, features, columns]
+///   to     [sequence, head, dim], heads a divisor of the states and dim of the features
+template <class A, class B>
+void add_state_products(tensor_view<A, 4> a, tensor_view<B, 4> b, tensor_view<double, 3> to) {
+  index_t const heads = to.extent(1), dim = to.extent(2);
+  for (index_t s = 0; s < a.extent(0); ++s)
+    for (index_t g = 0; g < a.extent(1); ++g)
+      for (index_t f = 0; f < a.extent(2); ++f)
+        for (index_t e = 0; e < a.extent(3); ++e)
+          to(s, g * heads / a.extent(1), f % dim) +=
+              static_cast<double>(a(s, g, f, e)) * static_cast<double>(b(s, g, f, e));
+}
+
+/// Numbers of the channels of every sequence that are 0, [sequence, head, dim], in memory like that of page_tensors().
+template <class Page>
+tensor_view<double, 3> page_sums(index_t sequences, index_t heads, index_t dim) {
+  auto const all = page_tensors<Page, double>(tensor_shape{sequences, 1, heads, dim})[0];
+  if (all.size() > 0) std::fill_n(all.data(), all.size(), 0.0);
+  return {all.data(), {sequences, heads, dim}};
+}
+
+/// to = a - b, which may be one of them.
+inline void write_difference(tensor_view<double, 3> a, tensor_view<double, 3> b,
+                             tensor_view<double, 3> to) {
+  for (index_t s = 0; s < to.extent(0); ++s)
+    for (index_t h = 0; h < to.extent(1); ++h)
+      for (index_t c = 0; c < to.extent(2); ++c) to(s, h, c) = a(s, h, c) - b(s, h, c);
+}
+
 }  // namespace heed::recur
