@@ -210,40 +210,54 @@ TEST_CASE("slot attention: steps are the whole", "[mechanism][slot_attention]") 
 
 namespace {
 
-/// One problem of ABC whose slots hold something at first.
+/// One problem whose slots hold something at first and whose loss depends on what they hold at last: packed sequences, or one in
+/// which rows read the slots before the first key.
 struct resumed {
-  static constexpr index_t N = 7, D = 4, E = 3, m = 5;
+  static constexpr index_t N = 8, M = 7, D = 4, E = 3, m = 5;
+  static constexpr index_t query_bounds[] = {0, 3, 8}, key_bounds[] = {0, 3, 7};
+  index_t S;
   support::random draw{17};
-  guarded<double, 4> q = make({1, N, 2, D}), k = make({1, N, 1, D}), v = make({1, N, 1, E}),
-                     c = make({1, N, 1, m}), keys = make({1, 1, D, m}), values = make({1, 1, m, E}),
-                     dout = make({1, N, 2, E}), out = make({1, N, 2, E});
-  guarded<double, 4> gate = make({1, N, 1, m});
-  guarded<double, 3> total = blank<double, 3>({1, 1, m});
+  guarded<double, 4> q = make({1, N, 2, D}), k = make({1, M, 1, D}), v = make({1, M, 1, E}),
+                     c = make({1, M, 1, m}), keys = make({S, 1, D, m}), values = make({S, 1, m, E}),
+                     dout = make({1, N, 2, E}), out = make({1, N, 2, E}),
+                     dend_keys = make({S, 1, D, m}), dend_values = make({S, 1, m, E}),
+                     end_keys = make({S, 1, D, m}), end_values = make({S, 1, m, E});
+  guarded<double, 4> gate = make({1, M, 1, m});
+  guarded<double, 3> total = blank<double, 3>({S, 1, m}), dend_total = blank<double, 3>({S, 1, m}),
+                     end_total = blank<double, 3>({S, 1, m});
 
-  resumed() {
-    total.fill([&](auto const&) { return draw.normal(); });
+  explicit resumed(bool packed) : S(packed ? 2 : 1) {
+    for (auto* each : {&total, &dend_total}) each->fill([&](auto const&) { return draw.normal(); });
     gate.fill([&](auto const&) { return draw.uniform(-1, 0); });
   }
   guarded<double, 4> make(support::extents_of<4> const& extents) {
     return support::normal<double>(draw, extents);
   }
-  /// The loss of the rows, from copies of what the slots hold.
-  double loss(bool abc) {
-    guarded<double, 4> held_keys = copy(keys), held_values = copy(values);
-    guarded<double, 3> held_total = blank<double, 3>({1, 1, m});
-    held_total.fill([&](auto const& at) { return total.view()(at[0], at[1], at[2]); });
-    heed::slot_state const held{held_keys.view(), held_values.view(), held_total.view()};
-    if (abc)
-      heed::abc_attention(q.view(), k.view(), v.view(), c.view(), out.view(), held);
-    else
-      heed::gated_slot_attention(q.view(), k.view(), v.view(), c.view(), gate.view(), out.view(),
-                                 held);
-    return reference::weighted_sum(dout.values<double>(), out.values<double>());
+  heed::slot_state<double> ended() {
+    return {end_keys.view(), end_values.view(), end_total.view()};
   }
-  static guarded<double, 4> copy(guarded<double, 4>& from) {
-    auto made = blank<double, 4>(from.extents());
-    made.fill([&](auto const& at) { return from.view()(at[0], at[1], at[2], at[3]); });
-    return made;
+  template <class F>
+  void call(F const& f) const {
+    S == 2 ? f(heed::documents{query_bounds, key_bounds}) : f();
+  }
+  /// The loss of the rows and of what the slots hold at last, from copies of what they hold at first.
+  double loss(bool abc) {
+    heed::copy_elements(keys.view(), end_keys.view());
+    heed::copy_elements(values.view(), end_values.view());
+    end_total.fill([&](auto const& at) { return total.view()(at[0], at[1], at[2]); });
+    call([&](auto const&... all) {
+      if (abc)
+        heed::abc_attention(q.view(), k.view(), v.view(), c.view(), out.view(), ended(), all...);
+      else
+        heed::gated_slot_attention(q.view(), k.view(), v.view(), c.view(), gate.view(), out.view(),
+                                   ended(), all...);
+    });
+    double sum = reference::weighted_sum(dout.values<double>(), out.values<double>()) +
+                 reference::weighted_sum(dend_keys.values<double>(), end_keys.values<double>()) +
+                 reference::weighted_sum(dend_values.values<double>(), end_values.values<double>());
+    auto const z = end_total.values<double>(), dz = dend_total.values<double>();
+    for (std::size_t n = 0; n < z.values.size() && abc; ++n) sum += z.values[n] * dz.values[n];
+    return sum;
   }
 };
 
@@ -269,34 +283,122 @@ double slope_error(resumed& p, bool abc, guarded<double, Rank>& input,
 }  // namespace
 
 TEST_CASE("slot attention: gradients of what the slots held", "[mechanism][slot_attention]") {
-  for (bool const abc : {false, true}) {
-    INFO("abc " << abc);
-    resumed p;
-    p.loss(abc);
-    auto dq = blank<double, 4>(p.q.extents()), dk = blank<double, 4>(p.k.extents()),
-         dv = blank<double, 4>(p.v.extents()), dc = blank<double, 4>(p.c.extents()),
-         dgate = blank<double, 4>(p.c.extents()), dkeys = blank<double, 4>(p.keys.extents()),
-         dvalues = blank<double, 4>(p.values.extents());
-    auto dtotal = blank<double, 3>(p.total.extents());
-    heed::slot_state const held{p.keys.view(), p.values.view(), p.total.view()};
-    heed::slot_state_gradient const to{dkeys.view(), dvalues.view(), dtotal.view()};
-    if (abc)
-      heed::abc_attention_backward(p.q.view(), p.k.view(), p.v.view(), p.c.view(), p.out.view(),
-                                   p.dout.view(), dq.view(), dk.view(), dv.view(), dc.view(), held,
-                                   to);
-    else
-      heed::gated_slot_attention_backward(p.q.view(), p.k.view(), p.v.view(), p.c.view(),
-                                          p.gate.view(), p.out.view(), p.dout.view(), dq.view(),
-                                          dk.view(), dv.view(), dc.view(), dgate.view(), held, to);
-    CHECK(slope_error(p, abc, p.q, dq) < 1e-8);
-    CHECK(slope_error(p, abc, p.k, dk) < 1e-8);
-    CHECK(slope_error(p, abc, p.v, dv) < 1e-8);
-    CHECK(slope_error(p, abc, p.c, dc) < 1e-8);
-    CHECK(slope_error(p, abc, p.keys, dkeys) < 1e-8);
-    CHECK(slope_error(p, abc, p.values, dvalues) < 1e-8);
-    if (abc) CHECK(slope_error(p, abc, p.total, dtotal) < 1e-8);
-    if (!abc) CHECK(slope_error(p, abc, p.gate, dgate) < 1e-8);
+  for (bool const packed : {false, true})
+    for (bool const abc : {false, true}) {
+      INFO("abc " << abc << ", packed " << packed);
+      resumed p(packed);
+      p.loss(abc);
+      auto dq = blank<double, 4>(p.q.extents()), dk = blank<double, 4>(p.k.extents()),
+           dv = blank<double, 4>(p.v.extents()), dc = blank<double, 4>(p.c.extents()),
+           dgate = blank<double, 4>(p.c.extents()), dkeys = blank<double, 4>(p.keys.extents()),
+           dvalues = blank<double, 4>(p.values.extents());
+      auto dtotal = blank<double, 3>(p.total.extents());
+      heed::slot_state const held{p.keys.view(), p.values.view(), p.total.view()};
+      heed::slot_state_gradient const to{dkeys.view(), dvalues.view(), dtotal.view()},
+          slope{p.dend_keys.view(), p.dend_values.view(), p.dend_total.view()};
+      p.call([&](auto const&... all) {
+        if (abc)
+          heed::abc_attention_backward(p.q.view(), p.k.view(), p.v.view(), p.c.view(), p.out.view(),
+                                       p.dout.view(), dq.view(), dk.view(), dv.view(), dc.view(),
+                                       held, to, heed::slot_final_gradient{slope, p.ended()},
+                                       all...);
+        else
+          heed::gated_slot_attention_backward(p.q.view(), p.k.view(), p.v.view(), p.c.view(),
+                                              p.gate.view(), p.out.view(), p.dout.view(), dq.view(),
+                                              dk.view(), dv.view(), dc.view(), dgate.view(), held,
+                                              to, heed::slot_final_gradient{slope}, all...);
+      });
+      CHECK(slope_error(p, abc, p.q, dq) < 1e-8);
+      CHECK(slope_error(p, abc, p.k, dk) < 1e-8);
+      CHECK(slope_error(p, abc, p.v, dv) < 1e-8);
+      CHECK(slope_error(p, abc, p.c, dc) < 1e-8);
+      CHECK(slope_error(p, abc, p.keys, dkeys) < 1e-8);
+      CHECK(slope_error(p, abc, p.values, dvalues) < 1e-8);
+      if (abc) CHECK(slope_error(p, abc, p.total, dtotal) < 1e-8);
+      if (!abc) CHECK(slope_error(p, abc, p.gate, dgate) < 1e-8);
+    }
+}
+
+namespace {
+
+/// What a problem's slots hold.
+template <class T>
+struct held_slots {
+  guarded<T, 4> keys, values;
+  guarded<double, 3> total;
+
+  template <class Problem>
+  explicit held_slots(Problem const& p)
+      : keys(blank<T, 4>({p.B, p.keys, p.D, p.m})),
+        values(blank<T, 4>({p.B, p.keys, p.m, p.E})),
+        total(blank<double, 3>({p.B, p.keys, p.m})) {
+    state().clear();
   }
+  heed::slot_state<T> state() { return {keys.view(), values.view(), total.view()}; }
+  heed::slot_state_gradient<T> gradient() { return {keys.view(), values.view(), total.view()}; }
+  void take(held_slots& other) {
+    heed::copy_elements(other.keys.view(), keys.view());
+    heed::copy_elements(other.values.view(), values.view());
+    total.fill([&](auto const& at) { return other.total.view()(at[0], at[1], at[2]); });
+  }
+};
+
+/// Two calls, the second of which goes on from the first, and their gradients, through forward(part, ingredients...) and
+/// backward alike.
+template <class T, class Problem, class Forward, class Backward>
+std::string in_two(Problem& p, Forward const& forward, Backward const& backward) {
+  held_slots<T> now(p), begun(p), middle(p), slope(p);
+  index_t const cut = p.draw.between(1, p.N - 1);
+  auto const first = [&](auto view) { return view.slice(1, 0, cut); };
+  auto const second = [&](auto view) { return view.slice(1, cut, p.N - cut); };
+  forward(first, now.state());
+  middle.take(now);
+  forward(second, now.state());
+  backward(second, middle.state(), slope.gradient());
+  backward(first, begun.state(), heed::slot_final_gradient{slope.gradient(), middle.state()});
+  return p.forward(p.definition(false), p.definition(true)) +
+         p.backward(p.definition(false), p.definition(true));
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("slot attention: two parts and their gradients are the whole",
+                   "[mechanism][slot_attention]", double, float) {
+  using T = TestType;
+  for_each_seed("gsa in two", 30, [](seed_t seed) {
+    gsa_problem<T> p(seed, true);
+    // Softmax makes more of an error in the scores the larger they are.
+    p.scale = 1 / std::sqrt(double(p.D));
+    heed::scale const by{p.scale};
+    return in_two<T>(
+        p,
+        [&](auto const& of, auto const&... all) {
+          heed::gated_slot_attention(of(p.in(0)), of(p.in(1)), of(p.in(2)), of(p.in(3)),
+                                     of(p.in(4)), of(p.out(0)), by, all...);
+        },
+        [&](auto const& of, auto const&... all) {
+          heed::gated_slot_attention_backward(of(p.in(0)), of(p.in(1)), of(p.in(2)), of(p.in(3)),
+                                              of(p.in(4)), of(p.saved(0)), of(p.dout(0)),
+                                              of(p.din(0)), of(p.din(1)), of(p.din(2)),
+                                              of(p.din(3)), of(p.din(4)), by, all...);
+        });
+  });
+  for_each_seed("abc in two", 30, [](seed_t seed) {
+    abc_problem<T> p(seed, true);
+    p.scale = 1 / std::sqrt(double(p.D));
+    heed::scale const by{p.scale};
+    return in_two<T>(
+        p,
+        [&](auto const& of, auto const&... all) {
+          heed::abc_attention(of(p.in(0)), of(p.in(1)), of(p.in(2)), of(p.in(3)), of(p.out(0)), by,
+                              all...);
+        },
+        [&](auto const& of, auto const&... all) {
+          heed::abc_attention_backward(of(p.in(0)), of(p.in(1)), of(p.in(2)), of(p.in(3)),
+                                       of(p.saved(0)), of(p.dout(0)), of(p.din(0)), of(p.din(1)),
+                                       of(p.din(2)), of(p.din(3)), by, all...);
+        });
+  });
 }
 
 TEST_CASE("ABC: the last causal row is that over all positions", "[mechanism][slot_attention]") {

@@ -18,6 +18,8 @@ namespace detail {
 struct abc_page;
 struct abc_state_page;
 struct abc_gradient_page;
+struct abc_carried_page;
+struct abc_first_page;
 
 /// What a slot_state among the ingredients says of z; null without one.
 template <class... I>
@@ -28,38 +30,57 @@ tensor_view<double, 3> log_total_of(I const&... ingredients) {
     return {};
 }
 
+inline void check_abc_total(char const* name, tensor_view<double, 3> total,
+                            std::array<index_t, 3> const& expected, bool optional) {
+  if (optional && total.data() == nullptr) return;
+  require(total.extents() == expected && total.data() != nullptr, [&] {
+    return std::string(name) + " has shape " + shape_text(total.extents()) +
+           "; expected [sequences, heads of the control, slots], " + shape_text(expected);
+  });
+}
+
 template <class C, class... I>
 recur::sequence_list check_abc_state(tensor_view<C, 4> control, index_t rows,
                                      I const&... ingredients) {
-  auto const packed = one_of<recur::detail::is_documents>(documents{}, ingredients...);
   recur::tensor_shape query = control.extents();
   query[1] = rows;
-  if (!packed.keys.empty()) packed.check(control.extent(0), rows, control.extent(1));
-  recur::sequence_list const sequences = recur::sequences_of(query, control.extents(), packed);
-  if constexpr ((false || ... || is_slot_state.template operator()<I>())) {
-    auto const total = log_total_of(ingredients...);
-    std::array<index_t, 3> const expected{sequences.count, control.extent(2), control.extent(3)};
-    require(total.extents() == expected && total.data() != nullptr, [&] {
-      return "slot_state.log_total has shape " + shape_text(total.extents()) +
-             "; expected [sequences, heads of the control, slots], " + shape_text(expected);
-    });
-  }
+  auto const sequences = recur::sequences_among(query, control.extents(), ingredients...);
+  if constexpr ((false || ... || is_slot_state.template operator()<I>()))
+    check_abc_total("slot_state.log_total", log_total_of(ingredients...),
+                    {sequences.count, control.extent(2), control.extent(3)}, false);
   return sequences;
 }
 
-/// A copy of z for a pass that is not to change it.
-template <class... I>
-tensor_view<double, 3> copy_of_log_total(I const&... ingredients) {
-  auto const total = log_total_of(ingredients...);
-  auto const& [sequences, heads, slots] = total.extents();
-  auto const copy = recur::page_tensors<abc_state_page, double>(
-      recur::tensor_shape{sequences, 1, heads, slots})[0];
-  if (total.data() == nullptr) return {};
-  tensor_view<double, 3> const result(copy.data(), total.extents());
-  for (index_t s = 0; s < total.extent(0); ++s)
-    for (index_t h = 0; h < total.extent(1); ++h)
-      for (index_t c = 0; c < total.extent(2); ++c) result(s, h, c) = total(s, h, c);
-  return result;
+/// to += what slots hold times the gradients by it, slot by slot.
+template <class T>
+void add_slot_products(slot_state<T> const& held, slot_state_gradient<T> const& slope,
+                       tensor_view<double, 3> to) {
+  recur::add_state_products(held.keys.swap_axes(2, 3), slope.keys.swap_axes(2, 3), to);
+  recur::add_state_products(held.values, slope.values, to);
+}
+
+/// What running_softmax_backward() begins with at the end of the sequences: nothing, or what the slots at last say.
+template <class C, class... I>
+tensor_view<double, 3> abc_carried(recur::sequence_list const& sequences, tensor_view<C, 4> control,
+                                   I const&... ingredients) {
+  auto const carried =
+      recur::page_sums<abc_carried_page>(sequences.count, control.extent(2), control.extent(3));
+  [[maybe_unused]] auto const look = [&]<class One>(One const& ingredient) {
+    if constexpr (is_slot_final.template operator()<One>()) {
+      auto const& [slope, ended] = ingredient;
+      expect_like("slot_final_gradient.ended.keys", ended.keys, slope.keys.extents(),
+                  "its gradient");
+      expect_like("slot_final_gradient.ended.values", ended.values, slope.values.extents(),
+                  "its gradient");
+      check_abc_total("slot_final_gradient.gradient.log_total", slope.log_total, carried.extents(),
+                      true);
+      add_slot_products(ended, slope, carried);
+      if (slope.log_total.data() != nullptr)
+        recur::write_difference(carried, slope.log_total, carried);
+    }
+  };
+  (look(ingredients), ...);
+  return carried;
 }
 
 /// Writes strengths and log gates of the slots; `total` is moved on.
@@ -89,18 +110,16 @@ void abc_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V
                    Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, C, O>;
   auto const sequences = detail::check_abc_state(control, query.extent(1), ingredients...);
-  auto const total = detail::copy_of_log_total(ingredients...);
+  auto const held = detail::log_total_of(ingredients...);
+  auto const total = recur::page_copy<detail::abc_state_page>(held);
   auto const gates = detail::abc_gates<T>(sequences, control, total, ingredients...);
   detail::slot_attention<T>(query, key, value, gates[0], gates[1], out, ingredients...);
   // Only now that nothing can be refused any more.
-  auto const held = detail::log_total_of(ingredients...);
-  for (index_t s = 0; s < held.extent(0); ++s)
-    for (index_t h = 0; h < held.extent(1); ++h)
-      for (index_t c = 0; c < held.extent(2); ++c) held(s, h, c) = total(s, h, c);
+  copy_elements(recur::with_first_axes(total), recur::with_first_axes(held));
 }
 
-/// The gradients of abc_attention; a slot_state among the ingredients is what the forward call began with, and
-/// slot_state_gradient receives its gradient.
+/// The gradients of abc_attention. Further ingredients: the slot_state that the forward call began with, slot_state_gradient,
+/// which receives its gradient, and slot_final_gradient with what the slots held at last.
 template <element Q, element K, element V, element C, element O, element DO, element DQ, element DK,
           element DV, element DC, class... Ingredients>
 void abc_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
@@ -112,7 +131,14 @@ void abc_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tens
   detail::expect_like("dcontrol", dcontrol, control.extents(), "control");
   auto const sequences = detail::check_abc_state(control, query.extent(1), ingredients...);
   auto const gates = detail::abc_gates<T>(
-      sequences, control, detail::copy_of_log_total(ingredients...), ingredients...);
+      sequences, control,
+      recur::page_copy<detail::abc_state_page>(detail::log_total_of(ingredients...)),
+      ingredients...);
+  auto const carried = detail::abc_carried(sequences, control, ingredients...);
+  tensor_view<double, 3> dtotal;
+  if constexpr ((false || ... || detail::is_slot_gradient.template operator()<Ingredients>()))
+    dtotal = std::get<0>(all_of<detail::is_slot_gradient>(ingredients...)).log_total;
+  detail::check_abc_total("slot_state_gradient.log_total", dtotal, carried.extents(), true);
   auto const slots = detail::slot_attention_backward<false, T>(
       query, key, value, gates[0], gates[1], out, dout, dquery, dkey, dvalue, ingredients...);
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
@@ -124,35 +150,19 @@ void abc_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tens
   recur::transform(
       run_on, sink<T>(slots.dstrength[0]), [](auto const& a, auto const& b) { return a + b; },
       source<T>(slots.dstrength[0]), source<T>(slots.dstrength[1]));
-  // After the last token nothing is read; what is carried to the first is less d loss / d z_0.
-  tensor_view<double, 3> carried;
-  if constexpr ((false || ... || detail::is_slot_gradient.template operator()<Ingredients>())) {
-    carried = std::get<0>(all_of<detail::is_slot_gradient>(ingredients...)).log_total;
-    for (index_t s = 0; s < carried.extent(0); ++s)
-      for (index_t h = 0; h < carried.extent(1); ++h)
-        for (index_t c = 0; c < carried.extent(2); ++c) carried(s, h, c) = 0;
-  }
   using rows = recur::channel_rows<double>;
   recur::running_softmax_backward(run_on, sequences, rows(gates[0]), rows(slots.dstrength[0]),
                                   rows(reads), rows(dcontrol), carried);
   if constexpr ((false || ... || detail::is_slot_gradient.template operator()<Ingredients>())) {
-    auto const held = std::get<0>(all_of<detail::is_slot_state>(ingredients...));
-    auto const to = std::get<0>(all_of<detail::is_slot_gradient>(ingredients...));
-    index_t const group = held.keys.extent(1) / std::max<index_t>(carried.extent(1), 1);
-    for (index_t s = 0; s < carried.extent(0); ++s)
-      for (index_t h = 0; h < carried.extent(1); ++h)
-        for (index_t c = 0; c < carried.extent(2); ++c) {
-          double sum = 0;
-          for (index_t g = h * group; g < (h + 1) * group; ++g) {
-            for (index_t d = 0; d < held.keys.extent(2); ++d)
-              sum += static_cast<double>(held.keys(s, g, d, c)) *
-                     static_cast<double>(to.keys(s, g, d, c));
-            for (index_t e = 0; e < held.values.extent(3); ++e)
-              sum += static_cast<double>(held.values(s, g, c, e)) *
-                     static_cast<double>(to.values(s, g, c, e));
-          }
-          carried(s, h, c) = sum - carried(s, h, c);
-        }
+    if (dtotal.data() == nullptr) return;
+    // What reads the first slots as they are does not see z_0.
+    recur::add_first_reads(sequences, slots.weights, slots.dweights, carried);
+    recur::add_first_reads(sequences, slots.scores, slots.dscores, carried);
+    auto const first = recur::page_sums<detail::abc_first_page>(sequences.count, control.extent(2),
+                                                                control.extent(3));
+    detail::add_slot_products(std::get<0>(all_of<detail::is_slot_state>(ingredients...)),
+                              std::get<0>(all_of<detail::is_slot_gradient>(ingredients...)), first);
+    recur::write_difference(first, carried, dtotal);
   }
 }
 
@@ -164,12 +174,10 @@ void abc_attention_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
                         Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, C, O, E>;
   auto const sequences = detail::check_abc_state(control, query.extent(1), held, ingredients...);
-  auto const total = detail::copy_of_log_total(held);
+  auto const total = recur::page_copy<detail::abc_state_page>(held.log_total);
   auto const gates = detail::abc_gates<T>(sequences, control, total, ingredients...);
   detail::slot_attention_step<T>(query, key, value, gates[0], gates[1], out, held, ingredients...);
-  for (index_t s = 0; s < total.extent(0); ++s)
-    for (index_t h = 0; h < total.extent(1); ++h)
-      for (index_t c = 0; c < total.extent(2); ++c) held.log_total(s, h, c) = total(s, h, c);
+  copy_elements(recur::with_first_axes(total), recur::with_first_axes(held.log_total));
 }
 
 namespace detail {

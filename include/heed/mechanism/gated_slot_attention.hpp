@@ -62,8 +62,8 @@ void gated_slot_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor
                                                          ingredients...);
 }
 
-/// Its gradients; a slot_state among the ingredients is what the forward call began with, and slot_state_gradient receives
-/// its gradient. dstrength and dlog_gate are shaped like strength and log_gate. Scores are computed again.
+/// Its gradients. Further ingredients: the slot_state that the forward call began with, slot_state_gradient, which receives its
+/// gradient, and slot_final_gradient. dstrength and dlog_gate are shaped like strength and log_gate. Scores are computed again.
 template <element Q, element K, element V, element S, element G, element O, element DO, element DQ,
           element DK, element DV, element DS, element DG, class... Ingredients>
 void gated_slot_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,

@@ -55,10 +55,23 @@ template <class T>
 slot_state_gradient(tensor_view<T, 4>, tensor_view<T, 4>, tensor_view<double, 3>)
     -> slot_state_gradient<T>;
 
+/// For the backward pass where the loss also depends on what the slots hold at last: d loss / d that, and for ABC what they hold,
+/// as the forward call left it.
+template <class T>
+struct slot_final_gradient {
+  slot_state_gradient<T> gradient;
+  slot_state<T> ended = {};
+};
+template <class T>
+slot_final_gradient(slot_state_gradient<T>) -> slot_final_gradient<T>;
+template <class T>
+slot_final_gradient(slot_state_gradient<T>, slot_state<T>) -> slot_final_gradient<T>;
+
 namespace detail {
 
 inline constexpr auto is_slot_state = []<class T>() { return is_a<T, slot_state>; };
 inline constexpr auto is_slot_gradient = []<class T>() { return is_a<T, slot_state_gradient>; };
+inline constexpr auto is_slot_final = []<class T>() { return is_a<T, slot_final_gradient>; };
 inline constexpr auto is_for_both_passes = []<class T>() {
   using namespace recur::detail;
   return is_executor.template operator()<T>() || is_documents.template operator()<T>() ||
@@ -67,13 +80,14 @@ inline constexpr auto is_for_both_passes = []<class T>() {
 
 template <class I>
 constexpr bool check_slot_ingredient() {
-  constexpr bool known = is_for_both_passes.template operator()<I>() ||
-                         recur::detail::is_scale.template operator()<I>() ||
-                         is_slot_state.template operator()<I>() ||
-                         is_slot_gradient.template operator()<I>();
+  constexpr bool known =
+      is_for_both_passes.template operator()<I>() ||
+      recur::detail::is_scale.template operator()<I>() || is_slot_state.template operator()<I>() ||
+      is_slot_gradient.template operator()<I>() || is_slot_final.template operator()<I>();
   static_assert(known,
                 "heed: this is no ingredient of attention over slots: expected scale, slot_state, "
-                "slot_state_gradient, documents, chunk_size, an executor or scratch");
+                "slot_state_gradient, slot_final_gradient, documents, chunk_size, an executor or "
+                "scratch");
   return known;
 }
 
@@ -97,20 +111,35 @@ void with_slot_states(F const& f, I const&... ingredients) {
   }
 }
 template <class F, class... I>
-void with_initial_slot_states(F const& f, I const&... ingredients) {
-  static_assert((true && ... && check_slot_ingredient<I>()));
-  if constexpr ((false || ... || is_slot_state.template operator()<I>())) {
-    auto const held = std::get<0>(all_of<is_slot_state>(ingredients...));
-    using E = typename decltype(held.keys)::element_type;
-    slot_state_gradient<E> const to =
-        one_of<is_slot_gradient>(slot_state_gradient<E>{}, ingredients...);
-    f(std::tuple(initial_state<E>(held.keys, to.keys)),
-      std::tuple(initial_state<E>(held.values, to.values)));
+void with_slot_slopes(F const& f, I const&... ingredients) {
+  if constexpr ((false || ... || is_slot_final.template operator()<I>())) {
+    auto const after = std::get<0>(all_of<is_slot_final>(ingredients...)).gradient;
+    using E = typename decltype(after.keys)::value_type;
+    f(std::tuple(final_state_gradient<E>(after.keys)),
+      std::tuple(final_state_gradient<E>(after.values)));
   } else {
-    static_assert((true && ... && !is_slot_gradient.template operator()<I>()),
-                  "heed: slot_state_gradient without slot_state");
     f(std::tuple<>(), std::tuple<>());
   }
+}
+template <class F, class... I>
+void with_initial_slot_states(F const& f, I const&... ingredients) {
+  static_assert((true && ... && check_slot_ingredient<I>()));
+  with_slot_slopes(
+      [&](auto const& first, auto const& second) {
+        if constexpr ((false || ... || is_slot_state.template operator()<I>())) {
+          auto const held = std::get<0>(all_of<is_slot_state>(ingredients...));
+          using E = typename decltype(held.keys)::element_type;
+          slot_state_gradient<E> const to =
+              one_of<is_slot_gradient>(slot_state_gradient<E>{}, ingredients...);
+          f(std::tuple_cat(std::tuple(initial_state<E>(held.keys, to.keys)), first),
+            std::tuple_cat(std::tuple(initial_state<E>(held.values, to.values)), second));
+        } else {
+          static_assert((true && ... && !is_slot_gradient.template operator()<I>()),
+                        "heed: slot_state_gradient without slot_state");
+          f(first, second);
+        }
+      },
+      ingredients...);
 }
 
 /// Calls linear_attention or another such function with clauses in tuples.
