@@ -1,3 +1,4 @@
+#include "reference/documents.hpp"
 #include "reference/kernel_attention.hpp"
 
 #include "support/definition_check.hpp"
@@ -29,11 +30,13 @@ struct performer_problem : definition_check<T> {
   index_t B, N, M, H, D, E, m, key_heads, value_heads;
   double epsilon;
   heed::favor_projection omega;
+  reference::packing packed;
 
   explicit performer_problem(seed_t seed, bool self = false)
       : definition_check<T>(seed), omega(drawn_projection(1, 1, 1)) {
     auto& chance = this->draw;
-    B = chance.between(1, 2);
+    bool const is_packed = !self && chance.one_in(3);
+    B = is_packed ? 1 : chance.between(1, 2);
     N = chance.between(24, chance.one_in(8) ? 70 : 40);
     M = self || chance.one_in(3) ? N : chance.between(20, 40);
     H = chance.between(1, 2) * chance.between(1, 2);
@@ -48,17 +51,28 @@ struct performer_problem : definition_check<T> {
     this->input("k", {B, M, key_heads, D});
     this->input("v", {B, M, value_heads, E});
     this->output("out", {B, N, H, E});
+    // Of one sequence or the other there may be no rows or keys.
+    if (is_packed)
+      packed = {{0, chance.between(0, N), N}, {0, chance.between(0, M), M}, {0}, {1, 2}};
+  }
+  /// Calls f with documents, if there are any.
+  template <class F>
+  void call(F const& f) const {
+    packed.rows.empty() ? f() : f(heed::documents{packed.rows, packed.keys});
   }
 
   auto definition(bool causal, bool by_features) const {
-    return [H = H, causal, by_features, epsilon = causal ? 0 : epsilon,
-            matrix =
-                support::read<double>(omega.matrix())]<class U>(reference::tensors<U> const& in) {
-      constexpr bool is_naive =
-          std::is_same_v<U, compute> || std::is_same_v<U, reference::traced<compute>>;
-      return reference::tensors<U>{reference::performer(
-          in[0], in[1], in[2], matrix, kernel_call{H, causal}, epsilon, by_features && is_naive)};
-    };
+    return
+        [H = H, causal, by_features, epsilon = causal ? 0 : epsilon, packed = packed,
+         matrix = support::read<double>(omega.matrix())]<class U>(reference::tensors<U> const& in) {
+          constexpr bool is_naive =
+              std::is_same_v<U, compute> || std::is_same_v<U, reference::traced<compute>>;
+          return packed(in, [&](reference::tensors<U> const& own) {
+            return reference::tensors<U>{reference::performer(own[0], own[1], own[2], matrix,
+                                                              kernel_call{H, causal}, epsilon,
+                                                              by_features && is_naive)};
+          });
+        };
   }
   /// The definition by pairs and that by sums of features are rounded differently: either is naive.
   std::string complain_forward(bool causal) {
@@ -72,19 +86,28 @@ struct performer_problem : definition_check<T> {
   auto features() const { return heed::favor{omega, epsilon}; }
 
   std::string dense(bool gradients) {
-    heed::performer(this->in(0), this->in(1), this->in(2), this->out(0), features());
+    call([&](auto const&... more) {
+      heed::performer(this->in(0), this->in(1), this->in(2), this->out(0), features(), more...);
+    });
     std::string const complaint = complain_forward(false);
     if (!gradients) return complaint;
-    heed::performer_backward(this->in(0), this->in(1), this->in(2), this->saved(0), this->dout(0),
-                             this->din(0), this->din(1), this->din(2), features());
+    call([&](auto const&... more) {
+      heed::performer_backward(this->in(0), this->in(1), this->in(2), this->saved(0), this->dout(0),
+                               this->din(0), this->din(1), this->din(2), features(), more...);
+    });
     return complaint + complain_backward(false);
   }
   std::string causal(bool gradients) {
-    heed::causal_performer(this->in(0), this->in(1), this->in(2), this->out(0), omega);
+    call([&](auto const&... more) {
+      heed::causal_performer(this->in(0), this->in(1), this->in(2), this->out(0), omega, more...);
+    });
     std::string const complaint = complain_forward(true);
     if (!gradients) return complaint;
-    heed::causal_performer_backward(this->in(0), this->in(1), this->in(2), this->saved(0),
-                                    this->dout(0), this->din(0), this->din(1), this->din(2), omega);
+    call([&](auto const&... more) {
+      heed::causal_performer_backward(this->in(0), this->in(1), this->in(2), this->saved(0),
+                                      this->dout(0), this->din(0), this->din(1), this->din(2),
+                                      omega, more...);
+    });
     return complaint + complain_backward(true);
   }
 
@@ -184,6 +207,62 @@ TEST_CASE("performer: causal, its gradients and pieces", "[mechanism][performer]
     return performer_problem<double>(seed).causal(true) +
            performer_problem<double>(seed, true).backward_in_two();
   });
+}
+
+TEST_CASE("performer: documents and their states are calls of their own",
+          "[mechanism][performer]") {
+  performer_problem<float> p(4, true);
+  index_t const cut = 7, N = p.N;
+  index_t const bounds[] = {0, cut, N};
+  // Each with a state of its own, the largest key in the first.
+  auto const first_entry = [](auto view) { return view.slice(0, 0, 1); };
+  auto const q = first_entry(p.in(0)), k = first_entry(p.in(1)), v = first_entry(p.in(2)),
+             dout = first_entry(p.dout(0));
+  struct results {
+    guarded<float, 4> out, dq, dk, dv, state, final, dstate, dfinal;
+    guarded<float, 2> largest, before;
+  };
+  auto const make = [&] {
+    support::random draw(1);
+    auto const blank = [](auto view) { return support::blank<float, 4>(view.extents()); };
+    support::extents_of<4> const shape{2, std::max(p.key_heads, p.value_heads), p.m, p.E + 1};
+    results all{blank(dout),
+                blank(q),
+                blank(k),
+                blank(v),
+                support::normal(draw, shape),
+                support::blank<float, 4>(shape),
+                support::blank<float, 4>(shape),
+                support::normal(draw, shape),
+                support::blank<float, 2>({2, p.key_heads}),
+                support::blank<float, 2>({2, p.key_heads})};
+    for (auto* each : {&all.largest, &all.before})
+      each->fill([](auto const& at) { return float(at[0]) * 0.3f; });
+    return all;
+  };
+  auto const run = [&](results& r, index_t first, index_t count, index_t sequence, index_t of,
+                       auto const&... more) {
+    auto const rows = [&](auto view) { return view.slice(1, first, count); };
+    auto const own = [&](auto view) { return view.slice(0, sequence, of); };
+    heed::causal_performer(rows(q), rows(k), rows(v), rows(r.out.view()), p.omega,
+                           heed::initial_state(own(std::as_const(r.state).view())),
+                           heed::final_state{own(r.final.view())},
+                           heed::running_maximum{own(r.largest.view())}, more...);
+    heed::causal_performer_backward(
+        rows(q), rows(k), rows(v), rows(r.out.view()), rows(dout), rows(r.dq.view()),
+        rows(r.dk.view()), rows(r.dv.view()), p.omega,
+        heed::initial_state(own(std::as_const(r.state).view()), own(r.dstate.view())),
+        heed::final_state_gradient(own(std::as_const(r.dfinal).view())),
+        heed::running_maximum{own(r.before.view())}, more...);
+  };
+  results together = make(), apart = make();
+  run(together, 0, N, 0, 2, heed::documents{bounds, bounds});
+  run(apart, 0, cut, 0, 1);
+  run(apart, cut, N - cut, 1, 1);
+  for (auto each :
+       {&results::out, &results::dq, &results::dk, &results::dv, &results::final, &results::dstate})
+    CHECK(support::same_bits((together.*each).values<float>(), (apart.*each).values<float>()));
+  CHECK(support::same_bits(together.largest.values<float>(), apart.largest.values<float>()));
 }
 
 TEST_CASE("performer: a common shift of keys' exponents cancels", "[mechanism][performer]") {
@@ -297,5 +376,16 @@ TEST_CASE("performer: what does not fit is refused", "[mechanism][performer]") {
       heed::causal_performer(p.q.view(), p.k.view(), p.v.view(), p.out.view(), fits,
                              heed::state{state.view()},
                              heed::running_maximum{tensor_view<float, 2>(largest.data(), {1, 2})}),
-      "heed: running_maximum has shape [1, 2]; expected [1, 1] (batch, heads of the keys)");
+      "heed: running_maximum has shape [1, 2]; expected [1, 1] (sequence, head of the keys)");
+  index_t const rows[] = {0, 2, 4}, keys[] = {0, 2, 5};
+  CHECK_THROWS_WITH(
+      heed::causal_performer(p.q.view(), p.k.view(), p.v.view(), p.out.view(), fits,
+                             heed::state{state.view()},
+                             heed::running_maximum{tensor_view<float, 2>(largest.data(), {2, 1})},
+                             heed::documents{rows, keys}),
+      "heed: a state or running_maximum has shape [1, 1, 8, 4]; expected 2 sequences (axis 0)");
+  CHECK_THROWS_WITH(
+      heed::causal_performer(p.q.view(), p.k.view(), p.v.view(), p.out.view().slice(1, 0, 3), fits,
+                             heed::documents{rows, keys}),
+      "heed: a tensor has shape [1, 3, 1, 3]; expected 4 positions (axis 1)");
 }

@@ -3,8 +3,7 @@
 #include <heed/recur/composition.hpp>
 #include <heed/recur/features/favor.hpp>
 #include <heed/recur/linear_attention.hpp>
-
-#include <limits>
+#include <heed/recur/running_reference.hpp>
 
 /// Performer (Choromanski et al.: Rethinking Attention with Performers): softmax attention with scale 1 /
 /// sqrt(head_dim) estimated by positive random features, which favor_projection::orthogonal draws. Generalised
@@ -19,13 +18,13 @@
 /// where that grows, and epsilon is 0, which together equals the form without any c exactly.
 ///
 /// Rows are divided by the sum of their weights, phi(q) . z; for another divisor give normalised{epsilon, at_least}
-/// in each call. The projection is one for all calls that share a state. Documents are for calls of their own.
+/// in each call. The projection is one for all calls that share a state.
 namespace heed {
 
 /// The largest exponent of the keys so far, which belongs to the state of a causal Performer: read where the state
 /// is, and updated where that is by causal_performer and its step. Begins as -infinity.
 ///
-///   view   [batch, heads of the keys]
+///   view   [sequences, heads of the keys]
 template <class T>
 struct running_maximum {
   tensor_view<T, 2> view;
@@ -35,7 +34,9 @@ running_maximum(tensor_view<T, 2>) -> running_maximum<T>;
 
 namespace detail {
 
-struct performer_page {};
+struct performer_page;
+struct performer_gate_page;
+struct performer_maximum_page;
 
 inline constexpr auto is_running_maximum = []<class T>() { return is_a<T, running_maximum>; };
 inline constexpr auto is_for_performer = []<class T>() {
@@ -45,11 +46,64 @@ inline constexpr auto is_for_performer = []<class T>() {
 /// Calls f with what linear_attention takes of the ingredients.
 template <class F, class... I>
 void with_performer_ingredients(F const& f, I const&... ingredients) {
-  static_assert(!(false || ... || std::same_as<I, documents>),
-                "heed: Performer takes no documents; call for each of them");
   normalised const by =
       one_of<recur::detail::is_normalised>(normalised{.epsilon = 0}, ingredients...);
   std::apply([&](auto const&... own) { f(by, own...); }, all_of<is_for_performer>(ingredients...));
+}
+
+/// What belongs to one of some sequences; of documents nothing.
+template <class View>
+View of_sequence(View const& all, index_t sequences, index_t sequence) {
+  if (all.data() == nullptr) return all;
+  require(all.extent(0) == sequences, [&] {
+    return "a state or running_maximum has shape " + shape_text(all.extents()) + "; expected " +
+           std::to_string(sequences) + " sequences (axis 0)";
+  });
+  return all.slice(0, sequence, 1);
+}
+template <class I>
+auto ingredient_of_sequence(I const& ingredient, index_t sequences, index_t sequence) {
+  auto const of = [&](auto const& view) { return of_sequence(view, sequences, sequence); };
+  if constexpr (std::same_as<I, documents>)
+    return std::tuple<>();
+  else if constexpr (is_a<I, initial_state>)
+    return std::tuple(I(of(ingredient.view), of(ingredient.gradient)));
+  else if constexpr (is_a<I, state> || is_a<I, final_state> || is_a<I, final_state_gradient> ||
+                     is_a<I, running_maximum>)
+    return std::tuple(I{of(ingredient.view)});
+  else
+    return std::tuple<I>(ingredient);
+}
+
+/// Calls f(what cuts the rows of a document from a tensor, what cuts its keys, its ingredients...) for one document after the
+/// other, or once for all: the constants of a key are those of its document.
+template <class F, class Q, class K, class... I>
+void for_each_document(tensor_view<Q, 4> query, tensor_view<K, 4> key, F const& f,
+                       I const&... ingredients) {
+  if constexpr ((false || ... || std::same_as<I, documents>)) {
+    auto const sequences = recur::sequences_among(query.extents(), key.extents(), ingredients...);
+    for (index_t s = 0; s < sequences.count; ++s) {
+      place const at = sequences.at(s);
+      auto const cut = [](index_t positions, index_t first, index_t count) {
+        return [=](auto const& view) {
+          require(view.extent(1) == positions, [&] {
+            return "a tensor has shape " + shape_text(view.extents()) + "; expected " +
+                   std::to_string(positions) + " positions (axis 1)";
+          });
+          return view.slice(1, first, count);
+        };
+      };
+      std::apply(
+          [&](auto const&... own) {
+            f(cut(query.extent(1), at.first_row, at.rows),
+              cut(key.extent(1), at.first_key, at.keys), own...);
+          },
+          std::tuple_cat(ingredient_of_sequence(ingredients, sequences.count, s)...));
+    }
+  } else {
+    constexpr auto whole = [](auto const& view) { return view; };
+    f(whole, whole, ingredients...);
+  }
 }
 
 /// The largest exponent of every key; [batch, position, heads].
@@ -92,60 +146,48 @@ template <class T>
 struct causal_performer_parts {
   favor_positive<T> map;
   decay<double> gates;
-  tensor_view<T, 3> last;  // [batch, 1, heads]
+  tensor_view<double, 2> last;
 };
 template <class T, class K, class... I>
 causal_performer_parts<T> causal_performer_map(any_executor const& run_on,
                                                favor_projection const& omega, tensor_view<K, 4> key,
                                                I const&... ingredients) {
-  constexpr T infinity = std::numeric_limits<T>::infinity();
   constexpr bool continues = (false || ... || is_a<I, running_maximum>);
   static_assert(continues == (false || ... ||
                               (is_a<I, state> || is_a<I, initial_state> || is_a<I, final_state>)),
                 "heed: the state of a causal Performer and its running_maximum come together");
   static_assert(!(false || ... || std::same_as<I, dense>),
                 "heed: performer() is the one that sees all keys");
-  index_t const batches = key.extent(0), keys = key.extent(1), heads = key.extent(2);
-  auto const before = one_of<is_running_maximum>(running_maximum<T>{{}}, ingredients...).view;
-  if constexpr (continues)
-    require(before.extent(0) == batches && before.extent(1) == heads, [&] {
+  recur::tensor_shape const shape{key.extent(0), key.extent(1), key.extent(2), 1};
+  auto const constants = recur::without_channels(recur::page_tensors<performer_page, T>(shape)[0]);
+  auto const gates =
+      recur::without_channels(recur::page_tensors<performer_gate_page, double>(shape)[0]);
+  tensor_view<double, 2> last;
+  if constexpr (continues) {
+    auto const before = one_of<is_running_maximum>(nullptr, ingredients...).view;
+    require(before.extent(0) == shape[0] && before.extent(1) == shape[2], [&] {
       return "running_maximum has shape " + shape_text(before.extents()) + "; expected [" +
-             std::to_string(batches) + ", " + std::to_string(heads) +
-             "] (batch, heads of the keys)";
+             std::to_string(shape[0]) + ", " + std::to_string(shape[2]) +
+             "] (sequence, head of the keys)";
     });
-  recur::tensor_shape const shape{batches, keys, heads, 1};
-  auto const pages =
-      recur::page_tensors<performer_page, T>(shape, recur::tensor_shape{batches, 1, heads, 1});
-  auto const constants = recur::without_channels(pages[0]),
-             last = recur::without_channels(pages[1]);
-  auto const gates = recur::without_channels(recur::page_tensors<performer_page, double>(shape)[0]);
+    auto const copy = recur::page_tensors<performer_maximum_page, double>(
+        recur::tensor_shape{1, shape[0], 1, shape[2]})[0];
+    last = tensor_view<double, 2>(copy.data(), before.extents());
+    copy_elements(recur::with_first_axes(before), recur::with_first_axes(last));
+  }
   favor_maxima(run_on, omega, key, true, constants);
-  for (index_t b = 0; b < batches; ++b)
-    for (index_t h = 0; h < heads; ++h) {
-      T most = continues ? static_cast<T>(before(b, h)) : -infinity;
-      for (index_t j = 0; j < keys; ++j) {
-        T const now = std::max(most, constants(b, j, h));
-        // The difference of two floats is exact in double, so that gates add up to what the constants say.
-        gates(b, j, h) =
-            most == -infinity ? 0 : static_cast<double>(most) - static_cast<double>(now);
-        constants(b, j, h) = most = now;
-      }
-      last(b, 0, h) = most;
-    }
+  recur::running_reference(run_on, recur::sequences_of(key.extents(), key.extents(), {}), constants,
+                           gates, last);
   return {{omega, tensor_view<T const, 3>(constants), 0},
           decay<double>(tensor_view<double const, 3>(gates)),
           last};
 }
 
-template <class T, class... I>
-void update_running_maximum(tensor_view<T, 3> last, I const&... ingredients) {
+template <class... I>
+void update_running_maximum(tensor_view<double, 2> last, I const&... ingredients) {
   [[maybe_unused]] auto const update = [&](auto const& ingredient) {
-    if constexpr (is_a<std::remove_cvref_t<decltype(ingredient)>, running_maximum>) {
-      using S = typename decltype(ingredient.view)::value_type;
-      for (index_t b = 0; b < last.extent(0); ++b)
-        for (index_t h = 0; h < last.extent(2); ++h)
-          ingredient.view(b, h) = static_cast<S>(last(b, 0, h));
-    }
+    if constexpr (is_a<std::remove_cvref_t<decltype(ingredient)>, running_maximum>)
+      copy_elements(recur::with_first_axes(last), recur::with_first_axes(ingredient.view));
   };
   (update(ingredients), ...);
 }
@@ -167,8 +209,8 @@ struct favor {
   double epsilon = 1e-4;
 };
 
-/// Performer over all keys; shapes as those of linear_attention. Further ingredients: normalised, states, executor,
-/// scratch.
+/// Performer over all keys; shapes as those of linear_attention. Further ingredients: normalised, states, documents, an
+/// executor, scratch.
 template <element Q, element K, element V, element O, class... Ingredients>
 void performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                tensor_view<O, 4> out, favor const& features, Ingredients const&... ingredients) {
@@ -176,12 +218,22 @@ void performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4>
   detail::check_performer(features.projection, query, key);
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   any_executor const run_on(runs);
-  auto const map = detail::performer_map<T>(run_on, features.projection, key, features.epsilon);
-  detail::with_performer_ingredients(
-      [&](auto const&... own) { linear_attention(query, key, value, out, map, dense{}, own...); },
+  detail::for_each_document(
+      query, key,
+      [&](auto const& rows, auto const& keys, auto const&... all) {
+        auto const map =
+            detail::performer_map<T>(run_on, features.projection, keys(key), features.epsilon);
+        detail::with_performer_ingredients(
+            [&](auto const&... own) {
+              linear_attention(rows(query), keys(key), keys(value), rows(out), map, dense{},
+                               own...);
+            },
+            all...);
+      },
       ingredients...);
 }
 
+/// The gradients of performer.
 template <element Q, element K, element V, element O, element DO, element DQ, element DK,
           element DV, class... Ingredients>
 void performer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
@@ -192,17 +244,24 @@ void performer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   detail::check_performer(features.projection, query, key);
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   any_executor const run_on(runs);
-  auto const map = detail::performer_map<T>(run_on, features.projection, key, features.epsilon);
-  detail::with_performer_ingredients(
-      [&](auto const&... own) {
-        linear_attention_backward(query, key, value, out, dout, dquery, dkey, dvalue, map, dense{},
-                                  own...);
+  detail::for_each_document(
+      query, key,
+      [&](auto const& rows, auto const& keys, auto const&... all) {
+        auto const map =
+            detail::performer_map<T>(run_on, features.projection, keys(key), features.epsilon);
+        detail::with_performer_ingredients(
+            [&](auto const&... own) {
+              linear_attention_backward(rows(query), keys(key), keys(value), rows(out), rows(dout),
+                                        rows(dquery), keys(dkey), keys(dvalue), map, dense{},
+                                        own...);
+            },
+            all...);
       },
       ingredients...);
 }
 
 /// Causal Performer; shapes as those of linear_attention. Further ingredients: normalised, states with their
-/// running_maximum, executor, scratch. A state is [batch, state heads, features, value_dim + 1].
+/// running_maximum, documents, an executor, scratch. A state is [sequences, state heads, features, value_dim + 1].
 template <element Q, element K, element V, element O, class... Ingredients>
 void causal_performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                       tensor_view<O, 4> out, favor_projection const& projection,
@@ -211,17 +270,24 @@ void causal_performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vie
   detail::check_performer(projection, query, key);
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   any_executor const run_on(runs);
-  auto const parts = detail::causal_performer_map<T>(run_on, projection, key, ingredients...);
-  detail::with_performer_ingredients(
-      [&](auto const&... own) {
-        linear_attention(query, key, value, out, parts.map, parts.gates, own...);
+  detail::for_each_document(
+      query, key,
+      [&](auto const& rows, auto const& keys, auto const&... all) {
+        auto const parts = detail::causal_performer_map<T>(run_on, projection, keys(key), all...);
+        detail::with_performer_ingredients(
+            [&](auto const&... own) {
+              linear_attention(rows(query), keys(key), keys(value), rows(out), parts.map,
+                               parts.gates, own...);
+            },
+            all...);
+        detail::update_running_maximum(parts.last, all...);
       },
       ingredients...);
-  detail::update_running_maximum(parts.last, ingredients...);
 }
 
 /// The gradients of causal_performer. With an initial_state, running_maximum is what it was before the forward call,
-/// and stays.
+/// and stays. A loss may depend on e^running_maximum times the final state only: final_state_gradient is d loss / d that state
+/// with the maximum as it is.
 template <element Q, element K, element V, element O, element DO, element DQ, element DK,
           element DV, class... Ingredients>
 void causal_performer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
@@ -234,11 +300,17 @@ void causal_performer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
   detail::check_performer(projection, query, key);
   auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
   any_executor const run_on(runs);
-  auto const parts = detail::causal_performer_map<T>(run_on, projection, key, ingredients...);
-  detail::with_performer_ingredients(
-      [&](auto const&... own) {
-        linear_attention_backward(query, key, value, out, dout, dquery, dkey, dvalue, parts.map,
-                                  parts.gates, own...);
+  detail::for_each_document(
+      query, key,
+      [&](auto const& rows, auto const& keys, auto const&... all) {
+        auto const parts = detail::causal_performer_map<T>(run_on, projection, keys(key), all...);
+        detail::with_performer_ingredients(
+            [&](auto const&... own) {
+              linear_attention_backward(rows(query), keys(key), keys(value), rows(out), rows(dout),
+                                        rows(dquery), keys(dkey), keys(dvalue), parts.map,
+                                        parts.gates, own...);
+            },
+            all...);
       },
       ingredients...);
 }
