@@ -3,6 +3,7 @@
 #include <heed/recur/forward.hpp>
 
 #include <cmath>
+#include <utility>
 
 /// Engine 2, backward. With R the gradient of the state a chunk ends with, and dO, dU those of its rows and of what it writes,
 ///
@@ -117,10 +118,10 @@ class backward_worker : public chunk_worker<T, Arch> {
     state_transposed_ = square();
     gradient_transposed_ = square();
     added_ = square();
+    gradient = square();
     index_t const dim = std::max(p.shape.key_dim, p.shape.query_dim);
     draw_ = memory.take<T>(tokens * dim);
     if (p.rule != write_rule::add) {
-      missed_ = rows(columns);
       drates_ = memory.take<T>(tokens);
       given_rates_ = memory.take<T>(tokens);
     }
@@ -143,71 +144,107 @@ class backward_worker : public chunk_worker<T, Arch> {
     if (!memory.measuring()) std::fill_n(written_transposed_, columns * score_stride, T(0));
   }
 
-  /// The gradients of a chunk that begins with `state` and ends with `ended`, whose gradient is R.
+  /// The gradients of a chunk that begins with `state` and ends with `ended`, whose gradient is `gradient`, which becomes that
+  /// of `state`. `missed`: what solve() found, under the delta rule.
   void differentiate(state_place const& at, chunk_list::chunk const& now, T const* state,
-                     T const* ended, T const* gradient) {
-    this->load_keys(at, now);
-    bool const erases = p_.rule != write_rule::add && count > 0;
-    if (erases)
-      p_.rate.numbers.copy(at.where.batch, p_.of_state(p_.rate.heads(), at.head),
-                           at.where.first_key + now.first_key, count, given_rates_, 1);
-    solve_with_care(state);
-    simd::transpose<Arch>(p_.features, columns, state, columns, state_transposed_, features);
-    if (count > 0) {
-      begin_gates(state, ended, gradient);
-      simd::transpose<Arch>(p_.features, columns, gradient, columns, gradient_transposed_,
-                            features);
-      simd::transpose<Arch>(count, columns, written.data, written.stride, written_transposed_,
-                            score_stride);
-      from_end(gradient);
-    }
-    begin_share(added_);
-    for (index_t r = 0; r < p_.readers() && now.rows > 0; ++r)
-      read_backward(at, now, at.head * p_.readers() + r, state);
-    if (erases) erase_backward();
-    if (count > 0) {
-      finish_gates(at, now);
-      store_keys(at, now);
-    }
+                     T const* ended, T const* missed) {
+    load(at, now, missed);
+    begin_share();
+    differentiate_loaded(at, now, state, ended);
     end_share();
+    this->advance(gradient, added_, this->all_columns(), gradient);
   }
 
-  /// R becomes the gradient of the state that the chunk begins with.
-  void advance(T* gradient) const {
-    if (count > 0)
-      advance_state(key_fade, value_fade, p_.features, columns, added_, gradient);
-    else
-      for (index_t d = 0; d < p_.features * columns; d += lanes)
-        (batch::load_aligned(gradient + d) + batch::load_aligned(added_ + d))
-            .store_aligned(gradient + d);
-  }
-
-  void begin_gradient(state_place const& at, T* gradient) const {
-    std::fill_n(gradient, p_.features * columns, T(0));
-    if (g_.ends) g_.final.copy(at.where.sequence, at.head, 0, p_.features, gradient, columns);
-  }
-  void store_gradient(state_place const& at, T const* gradient) const {
-    if (g_.begins) g_.initial.store(at.where.sequence, at.head, 0, p_.features, gradient, columns);
-  }
-
-  /// What the rows of a chunk add to R: for chunks that are shared out, and not under the delta rule.
-  void share(state_place const& at, chunk_list::chunk const& now, T const* state, T* added) {
-    this->load_keys(at, now);
-    solve_with_care(state);
-    begin_share(added);
+  /// The same of a chunk whose R others carry up to it and from it on; not under the delta rule.
+  void differentiate(state_place const& at, chunk_list::chunk const& now,
+                     typename relay<T, Arch>::baton const& baton, T const* state, T const* ended) {
+    load(at, now, nullptr);
+    begin_share();
     for (index_t r = 0; r < p_.readers() && now.rows > 0; ++r) {
-      load_rows(at, now, at.head * p_.readers() + r, state, false);
+      load_rows(at, now, at.head * p_.readers() + r, state);
       add_share(now.rows, this->seeing(), seen_dout());
     }
     end_share();
+    auto const carry = [&](interval part, T const* taken, T* carried) {
+      this->advance(taken, added_, part, carried);
+    };
+    if (baton.pass(gradient, carry)) differentiate_loaded(at, now, state, ended);
   }
+
+  /// The state after a chunk; `missed` as solve() has it.
+  void advance_state(state_place const& at, chunk_list::chunk const& now, T const* from, T* to,
+                     T* missed) {
+    interval const all = this->all_columns();
+    this->load_keys(at, now);
+    if (this->erases()) this->prepare_scores();
+    this->prepare_erasures();
+    this->solve(from, all, missed);
+    this->write(added_, all);
+    this->advance(from, added_, all, to);
+  }
+
+  /// The same of a state that others carry up to the chunk and from it on; not under the delta rule.
+  void advance_state(state_place const& at, chunk_list::chunk const& now,
+                     typename relay<T, Arch>::baton const& baton, T* from) {
+    this->load_keys(at, now);
+    this->write(added_, this->all_columns());
+    baton.pass(from, [&](interval part, T const* taken, T* carried) {
+      this->advance(taken, added_, part, carried);
+    });
+  }
+
+  void load_gradient(state_place const& at, T* to) const {
+    std::fill_n(to, this->state_size(), T(0));
+    if (g_.ends) g_.final.copy(at.where.sequence, at.head, 0, p_.features, to, columns);
+  }
+  void store_gradient(state_place const& at, T const* from) const {
+    if (g_.begins) g_.initial.store(at.where.sequence, at.head, 0, p_.features, from, columns);
+  }
+
+  T* gradient;  // R
 
  private:
   using batch = typename base::batch;
 
+  /// Brings in a chunk's tokens, and what is written for them.
+  void load(state_place const& at, chunk_list::chunk const& now, T const* missed) {
+    this->load_keys(at, now);
+    this->prepare_scores();
+    this->prepare_erasures();
+    missed_ = missed;
+    loaded_head_ = -1;
+    if (this->erases() && count > 0) {
+      p_.rate.numbers.copy(at.where.batch, p_.of_state(p_.rate.heads(), at.head),
+                           at.where.first_key + now.first_key, count, given_rates_, 1);
+      for (index_t i = 0; i < count; ++i)
+        multiply_row<Arch>(this->rates[i], missed + i * columns, columns, written[i]);
+    }
+    this->find_rows_at_once();
+    if (!simd::all_finite<Arch, T>(keys, count, p_.features)) rows_at_once = 1;
+  }
+
+  void differentiate_loaded(state_place const& at, chunk_list::chunk const& now, T const* state,
+                            T const* ended) {
+    simd::transpose<Arch>(p_.features, columns, state, columns, state_transposed_, features);
+    if (count > 0) {
+      begin_gates(state, ended);
+      simd::transpose<Arch>(p_.features, columns, gradient, columns, gradient_transposed_,
+                            features);
+      simd::transpose<Arch>(count, columns, written.data, written.stride, written_transposed_,
+                            score_stride);
+      from_end();
+    }
+    for (index_t r = 0; r < p_.readers() && now.rows > 0; ++r)
+      read_backward(at, now, at.head * p_.readers() + r, state);
+    if (count == 0) return;
+    if (this->erases()) erase_backward();
+    finish_gates(at, now);
+    store_keys(at, now);
+  }
+
   /// What the end of the chunk says: dU = to_end(K) R and dK = to_end(U R^T).
-  void from_end(T const* gradient) {
-    this->fade_written();
+  void from_end() {
+    this->fade_written(this->all_columns());
     product<false, Arch>(count, p_.features, this->along(this->keys_left()), gradient, columns,
                          columns, dwritten_.data, columns);
     if (value_fade.kind() == fading::channels) value_fade.to_end(dwritten_, columns, dwritten_);
@@ -245,18 +282,13 @@ class backward_worker : public chunk_worker<T, Arch> {
     }
   }
 
-  void solve_with_care(T const* state) {
-    if (p_.rule == write_rule::add) this->prepare_scores();
-    this->solve(state, missed_.data);
-    if (!simd::all_finite<Arch, T>(keys, count, p_.features)) rows_at_once = 1;
-  }
-
   /// Queries, scores and dO of one head's rows.
-  void load_rows(state_place const& at, chunk_list::chunk const& now, index_t head, T const* state,
-                 bool for_gates) {
+  void load_rows(state_place const& at, chunk_list::chunk const& now, index_t head,
+                 T const* state) {
+    if (std::exchange(loaded_head_, head) == head) return;
     this->load_queries(at.where, head, now);
     this->score(now.rows);
-    load_dout(at.where, head, now, state, for_gates);
+    load_dout(at.where, head, now, state);
     if (count > 0 && value_fade.kind() == fading::channels)
       value_fade.from_start(now.rows, dout_, columns, faded_dout_);
   }
@@ -266,12 +298,17 @@ class backward_worker : public chunk_worker<T, Arch> {
   void read_backward(state_place const& at, chunk_list::chunk const& now, index_t head,
                      T const* state) {
     place const& where = at.where;
-    load_rows(at, now, head, state, true);
+    load_rows(at, now, head, state);
     index_t const at_once =
         simd::all_finite<Arch, T>(queries, now.rows, p_.features) &&
                 simd::all_finite<Arch, T>(row_block<T>{dout_.data, columns}, now.rows, p_.columns)
             ? rows_at_once
             : 1;
+    if (g_.value_gate.wanted && count > 0) {
+      this->read(state, now.rows);  // not as they were stored, rounded
+      for (index_t i = 0; i < now.rows; ++i)
+        add_products(out[i], dout_[i], columns, T(1), value_sums_ + i * columns);
+    }
     if (count > 0) value_fade.scatter(at_once, this->scores, dout_, columns, dwritten_);
     see_backward(at_once, false, now.rows, queries, this->seeing(), dout_, seen_dout(), dqueries_);
     add_to_gates(now.rows, queries, dqueries_, 1);
@@ -302,49 +339,40 @@ class backward_worker : public chunk_worker<T, Arch> {
     add_share(rows, x_from_start, dz_from_start);
   }
 
-  void begin_share(T* to) {
-    share_ = to;
-    share_is_empty_ = true;
+  /// Between these two, rows add to what the chunk adds to R.
+  void begin_share() { share_ = share::empty; }
+  void end_share() {
+    if (share_ == share::empty) std::fill_n(added_, this->state_size(), T(0));
+    share_ = share::done;
   }
   void add_share(index_t rows, row_block<T> x_from_start, row_block<T> dz_from_start) {
     auto const across = this->across(x_from_start);
-    if (share_is_empty_)
-      product<false, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, share_,
+    if (share_ == share::empty)
+      product<false, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, added_,
                            columns);
-    else
-      product<true, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, share_,
+    else if (share_ == share::begun)
+      product<true, Arch>(p_.features, rows, across, dz_from_start.data, columns, columns, added_,
                           columns);
-    share_is_empty_ = false;
-  }
-  void end_share() {
-    if (share_is_empty_) std::fill_n(share_, p_.features * columns, T(0));
+    if (share_ == share::empty) share_ = share::begun;
   }
 
   /// The gradient of rows before they were normalised, with that of their divisor for a column.
-  void load_dout(place const& where, index_t head, chunk_list::chunk const& now, T const* state,
-                 bool for_gates) {
+  void load_dout(place const& where, index_t head, chunk_list::chunk const& now, T const* state) {
     index_t const first = where.first_row + now.first_row;
     g_.dout.copy(where.batch, head, first, now.rows, dout_.data, columns);
-    if (!p_.is_normalised && !(for_gates && g_.value_gate.wanted && count > 0)) return;
-    if (p_.is_normalised)
-      sum_weights(state, now.rows);
-    else
-      this->read(state, now.rows);  // not as they were stored, rounded
+    if (!p_.is_normalised) return;
+    sum_weights(state, now.rows);
     index_t const last = p_.columns - 1;
     for (index_t i = 0; i < now.rows; ++i) {
-      if (p_.is_normalised) {
-        T const sum = out[i][last];
-        g_.out.copy(where.batch, head, first + i, 1, out[i], columns);
-        T const by = p_.divisor(sum);
-        dout_[i][last] = T(0);
-        T const along = inner_product<Arch>(dout_[i], out[i], columns);
-        bool const is_clamped = sum + p_.epsilon < p_.at_least;
-        dout_[i][last] = is_clamped ? T(0) : -along;
-        multiply_row<Arch>(by != T(0) ? 1 / by : T(0), dout_[i], columns, dout_[i]);
-        if (by == T(0)) std::fill_n(dout_[i], p_.columns, T(0));
-      } else {
-        add_products(out[i], dout_[i], columns, T(1), value_sums_ + i * columns);
-      }
+      T const sum = out[i][last];
+      g_.out.copy(where.batch, head, first + i, 1, out[i], columns);
+      T const by = p_.divisor(sum);
+      dout_[i][last] = T(0);
+      T const along = inner_product<Arch>(dout_[i], out[i], columns);
+      bool const is_clamped = sum + p_.epsilon < p_.at_least;
+      dout_[i][last] = is_clamped ? T(0) : -along;
+      multiply_row<Arch>(by != T(0) ? 1 / by : T(0), dout_[i], columns, dout_[i]);
+      if (by == T(0)) std::fill_n(dout_[i], p_.columns, T(0));
     }
   }
 
@@ -367,7 +395,7 @@ class backward_worker : public chunk_worker<T, Arch> {
                             {this->erasures + last * score_stride + first, 1, score_stride},
                             dwritten_[last], columns, columns, dwritten_[first], columns);
       for (index_t i = last; i-- > first;) {
-        drates_[i] = inner_product<Arch>(dwritten_[i], missed_[i], columns);
+        drates_[i] = inner_product<Arch>(dwritten_[i], missed_ + i * columns, columns);
         multiply_row<Arch>(this->rates[i], dwritten_[i], columns, dwritten_[i]);
         for (index_t j = first; j < i; ++j)
           add_product<Arch>(this->erasures[i * score_stride + j], dwritten_[i], columns,
@@ -380,18 +408,15 @@ class backward_worker : public chunk_worker<T, Arch> {
       multiply_row<Arch>(T(-1), this->keys_from_start[i], features, this->keys_from_start[i]);
     see_backward(rows_at_once, true, count, keys, this->keys_from_start, dout_, dout_, dqueries_);
     add_to_gates(count, keys, dqueries_, 1);
-    erased_ = true;
   }
 
-  void begin_gates(T const* state, T const* ended, T const* gradient) {
-    erased_ = false;
+  void begin_gates(T const* state, T const* ended) {
     if (sums_pairs()) {
       std::fill_n(passing_, count, 0.0);
       std::fill_n(later_, count, 0.0);
       // What is left of the state at the end of the chunk.
-      std::fill_n(added_, p_.features * columns, T(0));
-      std::copy_n(state, p_.features * columns, left_);
-      advance_state(key_fade, value_fade, p_.features, columns, added_, left_);
+      std::fill_n(left_, p_.features * columns, T(0));
+      this->advance(state, left_, this->all_columns(), left_);
       key_total_[0] =
           static_cast<double>(inner_product<Arch>(left_, gradient, p_.features * columns));
     } else if (g_.key_gate.wanted) {
@@ -460,7 +485,7 @@ class backward_worker : public chunk_worker<T, Arch> {
   void store_keys(state_place const& at, chunk_list::chunk const& now) {
     index_t const first = at.where.first_key + now.first_key, entry = at.where.batch;
     g_.value.store(entry, at.head, first, count, dwritten_.data, columns);
-    if (erased_) {
+    if (this->erases()) {
       for (index_t i = 0; i < count; ++i)
         add_product<Arch>(T(1), dqueries_[i], features, dkeys_[i]);
       if (p_.rule == write_rule::exact_delta) exact_backward();
@@ -507,7 +532,7 @@ class backward_worker : public chunk_worker<T, Arch> {
   }
 
   gradients<T> const& g_;
-  padded_rows<T> dout_, faded_dout_, dwritten_, dkeys_, dqueries_, missed_{nullptr, 0};
+  padded_rows<T> dout_, faded_dout_, dwritten_, dkeys_, dqueries_;
   T* dscores_;
   T* written_transposed_;
   T* state_transposed_;
@@ -527,9 +552,9 @@ class backward_worker : public chunk_worker<T, Arch> {
   T* value_sums_ = nullptr;
   double* value_total_ = nullptr;
   T* gate_row_;
-  bool erased_ = false;
-  T* share_ = nullptr;  // of R, from the rows so far
-  bool share_is_empty_ = true;
+  T const* missed_ = nullptr;
+  index_t loaded_head_ = -1;
+  enum class share { empty, begun, done } share_ = share::empty;
 };
 
 /// All chunks of one state, the last first. States are made anew from saved ones some chunks apart.
@@ -546,43 +571,37 @@ class backward_run {
     index_t const saved = (most_chunks + apart_ - 1) / apart_;
     saved_ = memory.take<T>(std::max<index_t>(saved, 1) * size_);
     states_ = memory.take<T>((apart_ + 1) * size_);
-    gradient_ = memory.take<T>(size_);
-    added_ = memory.take<T>(size_);
+    missed_ = memory.take<T>(worker_.erases() ? apart_ * missed_size() : 0);
   }
 
   void run(state_place const& at) {
     chunk_list const chunks(at.where, p_.causal, p_.chunk);
     index_t const count = chunks.size();
-    worker_.begin_gradient(at, gradient_);
+    worker_.load_gradient(at, worker_.gradient);
     worker_.load_state(at, saved_);
     index_t const last_saved = count > 0 ? (count - 1) / apart_ * apart_ : 0;
     for (index_t n = 0; n < last_saved; ++n) {
       if (n % apart_ == 0) std::copy_n(saved_ + n / apart_ * size_, size_, states_);
-      advance(at, chunks[n], states_, states_);
+      worker_.advance_state(at, chunks[n], states_, states_, nullptr);
       if ((n + 1) % apart_ == 0) std::copy_n(states_, size_, saved_ + (n + 1) / apart_ * size_);
     }
     for (index_t first = last_saved; count > 0 && first >= 0; first -= apart_) {
       index_t const last = std::min(first + apart_, count);
       auto const state = [&](index_t n) { return states_ + (n - first) * size_; };
+      auto const missed = [&](index_t n) {
+        return worker_.erases() ? missed_ + (n - first) * missed_size() : nullptr;
+      };
       std::copy_n(saved_ + first / apart_ * size_, size_, states_);
-      for (index_t n = first; n < last; ++n) advance(at, chunks[n], state(n), state(n + 1));
-      for (index_t n = last; n-- > first;) {
-        worker_.differentiate(at, chunks[n], state(n), state(n + 1), gradient_);
-        worker_.advance(gradient_);
-      }
+      for (index_t n = first; n < last; ++n)
+        worker_.advance_state(at, chunks[n], state(n), state(n + 1), missed(n));
+      for (index_t n = last; n-- > first;)
+        worker_.differentiate(at, chunks[n], state(n), state(n + 1), missed(n));
     }
-    worker_.store_gradient(at, gradient_);
+    worker_.store_gradient(at, worker_.gradient);
   }
 
  private:
-  void advance(state_place const& at, chunk_list::chunk const& now, T const* from, T* to) {
-    if (to != from) std::copy_n(from, size_, to);
-    if (now.keys == 0) return;
-    worker_.load_keys(at, now);
-    worker_.solve(to);
-    worker_.write(added_);
-    advance_state(worker_.key_fade, worker_.value_fade, p_.features, worker_.columns, added_, to);
-  }
+  index_t missed_size() const { return worker_.score_stride * worker_.columns; }
 
   problem<T> const& p_;
   backward_worker<T, Arch> worker_;
@@ -590,88 +609,83 @@ class backward_run {
   index_t apart_;
   T* saved_;
   T* states_;
-  T* gradient_;
-  T* added_;
+  T* missed_;
 };
 
-/// The chunks of few states shared out among the workers: states first, then R between them, then the gradients.
+/// The chunks of few states shared out among the workers, some at a time: states first, then R from chunk to chunk and the
+/// gradients.
 template <class T, class Arch>
 class shared_backward {
  public:
+  static constexpr index_t at_a_time = 128;
+
   shared_backward(arena& memory, problem<T> const& p, gradients<T> const& g,
                   any_executor const& run_on)
       : p_(p),
         g_(g),
         run_on_(run_on),
-        shared_(p, run_on),
-        blocks_((shared_.most + shared_.at_a_time - 1) / shared_.at_a_time),
-        size_(shared_.states() * shared_.size()),
-        running_(memory.take<T>(size_)),
-        gradient_(memory.take<T>(size_)),
-        saved_(memory.take<T>(blocks_ * size_)),
-        begins_(shared_.take_slots(memory)),
-        ends_(shared_.take_slots(memory)),
-        fades_(shared_.take_fades(memory)),
+        states_(memory, p, run_on),
+        gradients_(memory, p, run_on),
+        blocks_((states_.most() + at_a_time - 1) / at_a_time),
+        saved_(memory.take<T>(blocks_ * total())),
+        begins_(memory.take<T>(std::min(at_a_time, states_.most()) * total())),
         workers_(memory, run_on.concurrency(), p, g) {}
 
   void run() {
-    index_t const states = shared_.states(), size = shared_.size();
+    index_t const states = states_.states();
     parallel_for(run_on_, states, [&](index_t n, index_t worker) {
-      worker_at(worker).load_state(shared_.place_of(n), running_ + n * size);
-      worker_at(worker).begin_gradient(shared_.place_of(n), gradient_ + n * size);
+      worker_at(worker).load_state(states_.place_of(n), states_.carried(n));
+      worker_at(worker).load_gradient(states_.place_of(n), gradients_.carried(n));
     });
     for (index_t block = 0; block < blocks_; ++block) {
-      std::copy_n(running_, size_, saved_ + block * size_);
+      std::copy_n(states_.carried(0), total(), saved_ + block * total());
       if (block + 1 < blocks_) find_states(block);
     }
     for (index_t block = blocks_; block-- > 0;) {
-      std::copy_n(saved_ + block * size_, size_, running_);
+      std::copy_n(saved_ + block * total(), total(), states_.carried(0));
       find_states(block);
-      shared_.over(chunks_of(block), [&](index_t worker, index_t n, index_t c,
-                                         state_place const& at, chunk_list::chunk const& now) {
-        worker_at(worker).share(at, now, shared_.slot(begins_, n, c), shared_.slot(ends_, n, c));
-      });
-      shared_.pass_on(chunks_of(block), true, gradient_, ends_, fades_);
-      shared_.over(chunks_of(block), [&](index_t worker, index_t n, index_t c,
-                                         state_place const& at, chunk_list::chunk const& now) {
-        index_t const after = chunks_of(block).first + c + 1;
-        bool const is_last = after == chunks_of(block).last ||
-                             after == chunk_list(at.where, p_.causal, p_.chunk).size();
-        worker_at(worker).differentiate(
-            at, now, shared_.slot(begins_, n, c),
-            is_last ? running_ + n * size : shared_.slot(begins_, n, c + 1),
-            shared_.slot(ends_, n, c));
-      });
+      gradients_.over(
+          chunks_of(block), true,
+          [&](index_t worker, state_place const& at, chunk_list::chunk const& now,
+              auto const& baton) {
+            bool const is_last = baton.turn == 0;
+            worker_at(worker).differentiate(
+                at, now, baton, begin_of(baton.state, baton.chunk),
+                is_last ? states_.carried(baton.state) : begin_of(baton.state, baton.chunk + 1));
+          });
     }
     parallel_for(run_on_, states, [&](index_t n, index_t worker) {
-      worker_at(worker).store_gradient(shared_.place_of(n), gradient_ + n * size);
+      worker_at(worker).store_gradient(states_.place_of(n), gradients_.carried(n));
     });
   }
 
  private:
+  using carrier = relay<T, Arch>;
+
   backward_worker<T, Arch>& worker_at(index_t worker) { return workers_.get(worker, p_, g_); }
+  index_t total() const { return states_.states() * states_.size(); }
+  T* begin_of(index_t state, index_t chunk) const {
+    return begins_ + chunk % at_a_time * total() + state * states_.size();
+  }
   interval chunks_of(index_t block) const {
-    index_t const first = block * shared_.at_a_time;
-    return {first, std::min(first + shared_.at_a_time, shared_.most)};
+    index_t const first = block * at_a_time;
+    return {first, std::min(first + at_a_time, states_.most())};
   }
   void find_states(index_t block) {
-    shared_.over(chunks_of(block), [&](index_t worker, index_t n, index_t c, state_place const& at,
-                                       chunk_list::chunk const& now) {
-      auto& w = worker_at(worker);
-      w.load_keys(at, now);
-      w.write(shared_.slot(begins_, n, c));
-      shared_.store_fades(w, shared_.fades_of(fades_, n, c));
-    });
-    shared_.pass_on(chunks_of(block), false, running_, begins_, fades_);
+    states_.over(chunks_of(block), false,
+                 [&](index_t worker, state_place const& at, chunk_list::chunk const& now,
+                     auto const& baton) {
+                   worker_at(worker).advance_state(at, now, baton,
+                                                   begin_of(baton.state, baton.chunk));
+                 });
   }
 
   problem<T> const& p_;
   gradients<T> const& g_;
   any_executor const& run_on_;
-  shared_chunks<Arch, T> shared_;
+  carrier states_, gradients_;
   index_t blocks_;
-  index_t size_;  // of a state for each
-  T *running_, *gradient_, *saved_, *begins_, *ends_, *fades_;
+  T *saved_, *begins_;
   per_worker<backward_worker<T, Arch>> workers_;
 };
 

@@ -63,26 +63,6 @@ Batch after_chunk(Batch const& state, Batch const& by_feature, Batch const* by_c
                               : xsimd::fma(state * by_feature, *by_column, written);
 }
 
-/// A state after the chunk that is loaded; see fade::whole.
-template <class T, class Arch>
-void advance_state(fade<T, Arch> const& key_fade, fade<T, Arch> const& value_fade, index_t features,
-                   index_t columns, T const* written, T* state) {
-  using batch = xsimd::batch<T, Arch>;
-  bool const columns_fade = value_fade.kind() == fading::channels;
-  for (index_t d = 0; d < features; ++d) {
-    batch const factor(key_fade.kind() == fading::channels ? key_fade.whole_channels()[d]
-                                                           : key_fade.whole());
-    for (index_t e = 0; e < columns; e += static_cast<index_t>(batch::size)) {
-      T* const here = state + d * columns + e;
-      batch by_column;
-      if (columns_fade) by_column = batch::load_aligned(value_fade.whole_channels() + e);
-      after_chunk(batch::load_aligned(here), factor, columns_fade ? &by_column : nullptr,
-                  batch::load_aligned(written + d * columns + e))
-          .store_aligned(here);
-    }
-  }
-}
-
 /// The rate of exact_delta, (1 - exp(-rate norm)) / norm, at its limit where the norm is 0.
 template <class T>
 T exact_rate(T rate, T norm) {
@@ -143,8 +123,14 @@ class chunk_worker {
                   columns);
     if (p_.is_normalised)
       for (index_t j = 0; j < count; ++j) written[j][p_.columns - 1] = T(1);
-    if (p_.rule != write_rule::add) load_rates(entry, at.head, first);
+    if (p_.key_fading == fading::channels) key_fade.to_end(keys, features, keys_at_end);
+    if (erases()) load_rates(entry, at.head, first);
   }
+
+  /// Whether tokens are written by the delta rule.
+  bool erases() const { return p_.rule != write_rule::add; }
+  /// All columns of a state.
+  interval all_columns() const { return {0, columns}; }
 
   /// What scores are made from: to be called for a chunk whose rows are read, or whose keys erase.
   void prepare_scores() {
@@ -153,39 +139,68 @@ class chunk_worker {
       simd::transpose<Arch>(count, p_.features, keys.data, features, keys_transposed, score_stride);
   }
 
-  /// Under the delta rule, turns the values of the chunk into what is written. `missed`, if given, receives what the
-  /// state did not say of each key, [token][columns].
-  void solve(T const* state, T* missed = nullptr) {
-    if (p_.rule != write_rule::add && count > 0) {
-      prepare_scores();
-      solve_rows(state, missed);
+  /// What solve() needs of the keys.
+  void prepare_erasures() {
+    if (!erases() || count == 0) return;
+    key_fade.scores(fade<T, Arch>::most_rows_at_once, true, keys, keys, keys_transposed,
+                    p_.features, erasures);
+    if (p_.key_fading == fading::none)
+      for (index_t i = 0; i < count; ++i) std::copy_n(keys[i], features, keys_from_start[i]);
+    else
+      key_fade.from_start(count, keys, features, keys_from_start);
+    // Both are subtracted: negated once, they are added.
+    for (index_t i = 0; i < count; ++i) {
+      multiply_row<Arch>(T(-1), keys_from_start[i], features, keys_from_start[i]);
+      multiply_row<Arch>(T(-1), erasures + i * score_stride, simd::round_up(i, lanes),
+                         erasures + i * score_stride);
     }
-    rows_at_once = simd::all_finite<Arch, T>(written, count, p_.columns)
-                       ? fade<T, Arch>::most_rows_at_once
-                       : 1;
   }
 
-  /// What the chunk adds to the state, [feature][columns].
-  void write(T* added) {
+  /// Under the delta rule, turns some columns of the chunk's values into what is written. `missed`, if given, receives what the
+  /// state did not say of each key, [token][columns].
+  void solve(T const* state, interval part, T* missed = nullptr) {
+    if (!erases() || count == 0) return;
+    index_t const width = part.size();
+    auto const row = [&](index_t i) { return written[i] + part.first; };
+    product<true, Arch>(count, p_.features, along(keys_from_start), state + part.first, columns,
+                        width, row(0), columns);
+    for (index_t first = 0; first < count; first += block) {
+      index_t const last = std::min(first + block, count);
+      if (first > 0)
+        product<true, Arch>(last - first, first, {erasures + first * score_stride, score_stride, 1},
+                            row(0), columns, width, row(first), columns);
+      for (index_t i = first; i < last; ++i) {
+        for (index_t j = first; j < i; ++j)
+          add_product<Arch>(erasures[i * score_stride + j], row(j), width, row(i));
+        if (missed != nullptr) std::copy_n(row(i), width, missed + i * columns + part.first);
+        multiply_row<Arch>(rates[i], row(i), width, row(i));
+      }
+    }
+  }
+
+  /// What the chunk adds to some columns of the state, [feature][columns].
+  void write(T* added, interval part) {
     if (count == 0) {
-      std::fill_n(added, state_size(), T(0));
+      for (index_t d = 0; d < p_.features; ++d)
+        std::fill_n(added + d * columns + part.first, part.size(), T(0));
       return;
     }
-    fade_written();
-    product<false, Arch>(p_.features, count, across(keys_left()), written_at_end.data,
-                         written_at_end.stride, columns, added, columns);
+    fade_written(part);
+    product<false, Arch>(p_.features, count, across(keys_left()), written_at_end.data + part.first,
+                         written_at_end.stride, part.size(), added + part.first, columns);
   }
 
-  /// Keys and what is written as they are at the end of the chunk; one number for both goes with what is written.
-  void fade_written() {
+  /// Some columns of what is written as they are at the end of the chunk. One number that keys and values fade by goes with
+  /// them.
+  void fade_written(interval part) {
     written_at_end = written;
-    if (p_.key_fading == fading::channels) key_fade.to_end(keys, features, keys_at_end);
     if (p_.value_fading == fading::channels) {
       value_fade.to_end(written, columns, faded_written);
       written_at_end = faded_written;
     }
     if (p_.key_fading == fading::scalar) {
-      key_fade.to_end(written_at_end, columns, faded_written);
+      key_fade.to_end({written_at_end.data + part.first, columns}, part.size(),
+                      {faded_written.data + part.first, columns});
       written_at_end = faded_written;
     }
   }
@@ -194,6 +209,24 @@ class chunk_worker {
   /// The columns of some rows, to be multiplied as rows are.
   static simd::scalar_rows<T> across(row_block<T> rows) { return {rows.data, 1, rows.stride}; }
   static simd::scalar_rows<T> along(row_block<T> rows) { return {rows.data, rows.stride, 1}; }
+
+  /// Some columns of the state after the chunk: `from` is the state before, and may be `to`.
+  void advance(T const* from, T const* added, interval part, T* to) const {
+    bool const columns_fade = count > 0 && value_fade.kind() == fading::channels;
+    for (index_t d = 0; d < p_.features; ++d) {
+      batch const factor(count == 0                            ? T(1)
+                         : key_fade.kind() == fading::channels ? key_fade.whole_channels()[d]
+                                                               : key_fade.whole());
+      for (index_t e = part.first; e < part.last; e += lanes) {
+        index_t const at = d * columns + e;
+        batch by_column;
+        if (columns_fade) by_column = batch::load_aligned(value_fade.whole_channels() + e);
+        after_chunk(batch::load_aligned(from + at), factor, columns_fade ? &by_column : nullptr,
+                    batch::load_aligned(added + at))
+            .store_aligned(to + at);
+      }
+    }
+  }
 
   /// Brings in the queries of a chunk for one head of the output.
   void load_queries(place const& where, index_t head, chunk_list::chunk const& now) {
@@ -205,13 +238,21 @@ class chunk_worker {
   /// The scores of a chunk's queries, and the queries as the state it begins with is seen by them.
   void score(index_t rows) {
     if (count > 0) {
-      key_fade.scores(rows_at_once, false, queries, keys, keys_transposed, p_.features, scores);
+      key_fade.scores(fade<T, Arch>::most_rows_at_once, false, queries, keys, keys_transposed,
+                      p_.features, scores);
       if (p_.key_fading != fading::none)
         key_fade.from_start(rows, queries, features, queries_from_start);
     }
   }
   row_block<T> seeing() const {
     return count > 0 && p_.key_fading != fading::none ? queries_from_start : queries;
+  }
+
+  /// Chooses how many rows are made at a time, once what is written is known.
+  void find_rows_at_once() {
+    rows_at_once = simd::all_finite<Arch, T>(written, count, p_.columns)
+                       ? fade<T, Arch>::most_rows_at_once
+                       : 1;
   }
 
   /// The rows of a chunk from its scores, not yet normalised.
@@ -287,35 +328,6 @@ class chunk_worker {
     if (p_.rule != write_rule::exact_delta) return;
     for (index_t j = 0; j < count; ++j)
       rates[j] = exact_rate(rates[j], inner_product<Arch>(keys[j], keys[j], features));
-  }
-
-  void solve_rows(T const* state, T* missed) {
-    key_fade.scores(fade<T, Arch>::most_rows_at_once, true, keys, keys, keys_transposed,
-                    p_.features, erasures);
-    if (p_.key_fading == fading::none)
-      for (index_t i = 0; i < count; ++i) std::copy_n(keys[i], features, keys_from_start[i]);
-    else
-      key_fade.from_start(count, keys, features, keys_from_start);
-    // Both are subtracted: negated once, they are added.
-    for (index_t i = 0; i < count; ++i) {
-      multiply_row<Arch>(T(-1), keys_from_start[i], features, keys_from_start[i]);
-      multiply_row<Arch>(T(-1), erasures + i * score_stride, simd::round_up(i, lanes),
-                         erasures + i * score_stride);
-    }
-    product<true, Arch>(count, p_.features, {keys_from_start.data, features, 1}, state, columns,
-                        columns, written.data, columns);
-    for (index_t first = 0; first < count; first += block) {
-      index_t const last = std::min(first + block, count);
-      if (first > 0)
-        product<true, Arch>(last - first, first, {erasures + first * score_stride, score_stride, 1},
-                            written.data, columns, columns, written[first], columns);
-      for (index_t i = first; i < last; ++i) {
-        for (index_t j = first; j < i; ++j)
-          add_product<Arch>(erasures[i * score_stride + j], written[j], columns, written[i]);
-        if (missed != nullptr) std::copy_n(written[i], columns, missed + i * columns);
-        multiply_row<Arch>(rates[i], written[i], columns, written[i]);
-      }
-    }
   }
 };
 

@@ -1,88 +1,85 @@
 #pragma once
 
 #include <heed/parallel/per_worker.hpp>
-#include <heed/recur/shared_chunks.hpp>
+#include <heed/recur/relay.hpp>
 
 /// Engine 2, forward: chunks of tokens in turn, and what passes between them is the state.
 ///
-/// Sequences and heads are shared out first. Where there are fewer of them than workers, chunks are: what each one writes is
-/// found first, then the states between them one after the other, then the rows. A chunk's numbers are the same either way,
-/// to the bit. Under the delta rule what is written depends on the state; there, the columns of the values are shared out.
+/// Sequences and heads are shared out first. Where there are fewer of them than workers, chunks are, and states pass from one
+/// worker to the next. A chunk's numbers are the same either way, to the bit.
 namespace heed::recur {
-
-/// The rows of a chunk, for every head that reads the state.
-template <class T, class Arch>
-void read_rows(chunk_worker<T, Arch>& worker, state_place const& at, chunk_list::chunk const& now,
-               T const* state, sink<T> const& out) {
-  if (now.rows == 0) return;
-  if (worker.p_.rule == write_rule::add) worker.prepare_scores();
-  index_t const readers = worker.p_.readers();
-  for (index_t head = at.head * readers; head < (at.head + 1) * readers; ++head) {
-    // Heads that share a query and a key share the scores.
-    if (head == at.head * readers || worker.p_.query_head(head) != worker.p_.query_head(head - 1)) {
-      worker.load_queries(at.where, head, now);
-      worker.score(now.rows);
-    }
-    worker.read(state, now.rows);
-    worker.normalise(now.rows);
-    out.store(at.where.batch, head, at.where.first_row + now.first_row, now.rows, worker.out.data,
-              worker.columns);
-  }
-}
 
 /// A worker with the states that it carries through the chunks.
 template <class T, class Arch>
-struct forward_worker : chunk_worker<T, Arch> {
+class forward_worker : public chunk_worker<T, Arch> {
+ public:
   forward_worker(arena& memory, problem<T> const& p)
       : chunk_worker<T, Arch>(memory, p),
-        state(memory.take<T>(this->state_size())),
-        added(memory.take<T>(this->state_size())) {}
+        state_(memory.take<T>(this->state_size())),
+        added_(memory.take<T>(this->state_size())) {}
 
   /// All chunks of one state, in order.
   void run(state_place const& at, sink<T> const& to) {
     problem<T> const& p = this->p_;
-    this->load_state(at, state);
+    interval const all = this->all_columns();
+    this->load_state(at, state_);
     chunk_list const chunks(at.where, p.causal, p.chunk);
     for (index_t n = 0; n < chunks.size(); ++n) {
       auto const now = chunks[n];
-      this->load_keys(at, now);
-      this->solve(state);
-      read_rows(*this, at, now, state, to);
+      prepare(at, now);
+      this->solve(state_, all);
+      read_rows(at, now, to);
       if (now.keys == 0 || (n + 1 == chunks.size() && !p.ends)) continue;
-      this->write(added);
-      advance_state(this->key_fade, this->value_fade, p.features, this->columns, added, state);
+      this->write(added_, all);
+      this->advance(state_, added_, all, state_);
     }
-    this->store_state(at, state);
+    this->store_state(at, state_);
   }
 
-  T* state;
-  T* added;
-};
-
-/// The columns of the values cut into parts of whole registers, as many as are asked for if there are so many.
-template <class Arch, class T>
-struct column_parts {
-  index_t width;
-  index_t count;
-
-  column_parts(index_t columns, index_t parts) {
-    constexpr auto lanes = static_cast<index_t>(xsimd::batch<T, Arch>::size);
-    width = std::max(lanes, simd::round_up((columns + parts - 1) / parts, lanes));
-    count = std::max<index_t>(1, (columns + width - 1) / width);
+  /// One chunk of a state that others carry up to it and from it on.
+  void run(state_place const& at, chunk_list::chunk const& now,
+           typename relay<T, Arch>::baton const& baton, sink<T> const& to) {
+    prepare(at, now);
+    if (!this->erases()) this->write(added_, this->all_columns());
+    auto const carry = [&](interval part, T const* taken, T* carried) {
+      this->solve(taken, part);
+      if (this->erases()) this->write(added_, part);
+      this->advance(taken, added_, part, carried);
+    };
+    if (baton.pass(state_, carry)) read_rows(at, now, to);
   }
 
-  problem<T> of(problem<T> const& p, index_t part) const {
-    problem<T> own = p;
-    index_t const first = part * width, columns = std::min(width, p.columns - first);
-    own.value = p.value.columns(first, columns);
-    own.columns = own.shape.value_dim = columns;
-    if (p.begins) own.initial = p.initial.columns(first, columns);
-    if (p.ends) own.final = p.final.columns(first, columns);
-    return own;
+ private:
+  /// What does not need the state, up to the scores of the first head that reads it.
+  void prepare(state_place const& at, chunk_list::chunk const& now) {
+    this->load_keys(at, now);
+    if (now.rows > 0 || this->erases()) this->prepare_scores();
+    this->prepare_erasures();
+    if (now.rows > 0) prepare_rows(at, now, at.head * this->p_.readers());
   }
-  sink<T> of(sink<T> const& out, problem<T> const& p, index_t part) const {
-    return out.columns(part * width, std::min(width, p.columns - part * width));
+  void prepare_rows(state_place const& at, chunk_list::chunk const& now, index_t head) {
+    this->load_queries(at.where, head, now);
+    this->score(now.rows);
   }
+
+  /// The rows of the chunk, for every head that reads the state.
+  void read_rows(state_place const& at, chunk_list::chunk const& now, sink<T> const& to) {
+    if (now.rows == 0) return;
+    problem<T> const& p = this->p_;
+    this->find_rows_at_once();
+    index_t const first = at.head * p.readers();
+    for (index_t head = first; head < first + p.readers(); ++head) {
+      // Heads that share a query and a key share the scores.
+      if (head > first && p.query_head(head) != p.query_head(head - 1)) prepare_rows(at, now, head);
+      this->read(state_, now.rows);
+      this->normalise(now.rows);
+      to.store(at.where.batch, head, at.where.first_row + now.first_row, now.rows, this->out.data,
+               this->columns);
+    }
+  }
+
+  T* state_;
+  T* added_;
 };
 
 /// The chunks of few states shared out among the workers.
@@ -92,46 +89,26 @@ class shared_forward {
   shared_forward(arena& memory, problem<T> const& p, any_executor const& run_on)
       : p_(p),
         run_on_(run_on),
-        shared_(p, run_on),
-        running_(memory.take<T>(shared_.states() * shared_.size())),
-        between_(shared_.take_slots(memory)),
-        fades_(shared_.take_fades(memory)),
+        states_(memory, p, run_on),
         workers_(memory, run_on.concurrency(), p) {}
 
   void run(sink<T> const& out) {
-    parallel_for(run_on_, shared_.states(), [&](index_t n, index_t worker) {
-      workers_.get(worker, p_).load_state(shared_.place_of(n), running_ + n * shared_.size());
+    parallel_for(run_on_, states_.states(), [&](index_t n, index_t worker) {
+      workers_.get(worker, p_).load_state(states_.place_of(n), states_.carried(n));
     });
-    for (index_t first = 0; first < shared_.most; first += shared_.at_a_time) {
-      interval const some{first, std::min(first + shared_.at_a_time, shared_.most)};
-      shared_.over(some, [&](index_t worker, index_t n, index_t c, state_place const& at,
-                             chunk_list::chunk const& now) {
-        auto& w = workers_.get(worker, p_);
-        w.load_keys(at, now);
-        w.write(shared_.slot(between_, n, c));
-        shared_.store_fades(w, shared_.fades_of(fades_, n, c));
-      });
-      shared_.pass_on(some, false, running_, between_, fades_);
-      shared_.over(some, [&](index_t worker, index_t n, index_t c, state_place const& at,
-                             chunk_list::chunk const& now) {
-        auto& w = workers_.get(worker, p_);
-        T const* const state = shared_.slot(between_, n, c);
-        w.load_keys(at, now);
-        w.solve(state);
-        read_rows(w, at, now, state, out);
-      });
-    }
-    parallel_for(run_on_, shared_.states(), [&](index_t n, index_t worker) {
-      workers_.get(worker, p_).store_state(shared_.place_of(n), running_ + n * shared_.size());
+    states_.over({0, states_.most()}, false,
+                 [&](index_t worker, state_place const& at, chunk_list::chunk const& now,
+                     auto const& baton) { workers_.get(worker, p_).run(at, now, baton, out); });
+    parallel_for(run_on_, states_.states(), [&](index_t n, index_t worker) {
+      workers_.get(worker, p_).store_state(states_.place_of(n), states_.carried(n));
     });
   }
 
  private:
   problem<T> const& p_;
   any_executor const& run_on_;
-  shared_chunks<Arch, T> shared_;
-  T *running_, *between_, *fades_;
-  per_worker<chunk_worker<T, Arch>> workers_;
+  relay<T, Arch> states_;
+  per_worker<forward_worker<T, Arch>> workers_;
 };
 
 /// A call, its shapes checked.
@@ -141,38 +118,20 @@ void forward_pass(problem<T> const& p, sink<T> const& out, any_executor const& r
   index_t const states = p.sequences.count * p.shape.state_heads;
   index_t const workers = run_on.concurrency();
   if (states == 0) return;
-  if (p.rule == write_rule::add && states < workers) {
+  if (states < workers) {
     arena measure;
     shared_forward<T, Arch>(measure, p, run_on);
     arena memory(scratch_memory.reserve(measure.used()));
     shared_forward<T, Arch>(memory, p, run_on).run(out);
     return;
   }
-
-  bool const splits = states < workers && !p.is_normalised && p.columns > 0;
-  column_parts<Arch, T> const parts(std::max<index_t>(p.columns, 1),
-                                    splits ? (workers + states - 1) / states : 1);
-  auto const place_of = [&](index_t n) {
-    return state_place{p.sequences.at(n / p.shape.state_heads), n % p.shape.state_heads};
-  };
   using worker_type = forward_worker<T, Arch>;
   arena measure;
-  if (parts.count == 1) {
-    per_worker<worker_type>(measure, workers, p);
-    arena memory(scratch_memory.reserve(measure.used()));
-    per_worker<worker_type> own(memory, workers, p);
-    parallel_for(run_on, states,
-                 [&](index_t n, index_t worker) { own.get(worker, p).run(place_of(n), out); });
-    return;
-  }
-  worker_type(measure, p);
-  std::size_t const bytes = measure.used();
-  std::byte* const memory = scratch_memory.reserve(bytes * static_cast<std::size_t>(workers));
-  parallel_for(run_on, states * parts.count, [&](index_t piece, index_t worker) {
-    problem<T> const part = parts.of(p, piece % parts.count);
-    arena own(memory + static_cast<std::size_t>(worker) * bytes);
-    worker_type(own, part).run(place_of(piece / parts.count),
-                               parts.of(out, p, piece % parts.count));
+  per_worker<worker_type>(measure, workers, p);
+  arena memory(scratch_memory.reserve(measure.used()));
+  per_worker<worker_type> own(memory, workers, p);
+  parallel_for(run_on, states, [&](index_t n, index_t worker) {
+    own.get(worker, p).run({p.sequences.at(n / p.shape.state_heads), n % p.shape.state_heads}, out);
   });
 }
 
