@@ -25,8 +25,8 @@ template <class T>
 chela_affine(tensor_view<T, 2>, tensor_view<T, 2>, tensor_view<T, 2>, tensor_view<T, 2>)
     -> chela_affine<T>;
 
-/// What chela keeps between calls: the last inputs of both filters, [batch, heads, taps - 1, dim], and the state of the linear
-/// attention, [batch, heads, dim, value_dim]. Read at the beginning of a call and written at its end.
+/// What chela keeps between calls: the last inputs of both filters, [sequences, heads, taps - 1, dim], and the state of the linear
+/// attention, [sequences, heads, dim, value_dim]. Read at the beginning of a call and written at its end.
 template <class T>
 struct chela_state {
   tensor_view<T, 4> short_inputs, long_inputs, memory;
@@ -34,10 +34,83 @@ struct chela_state {
 template <class T>
 chela_state(tensor_view<T, 4>, tensor_view<T, 4>, tensor_view<T, 4>) -> chela_state<T>;
 
+/// Where the backward pass writes d loss / d the chela_state that a call began with; shaped like it.
+template <class T>
+struct chela_state_gradient {
+  tensor_view<T, 4> short_inputs, long_inputs, memory;
+};
+template <class T>
+chela_state_gradient(tensor_view<T, 4>, tensor_view<T, 4>, tensor_view<T, 4>)
+    -> chela_state_gradient<T>;
+
+/// For the backward pass, d loss / d the chela_state that a call ended with; shaped like it.
+template <class T>
+struct chela_final_gradient {
+  tensor_view<T, 4> short_inputs, long_inputs, memory;
+};
+template <class T>
+chela_final_gradient(tensor_view<T, 4>, tensor_view<T, 4>, tensor_view<T, 4>)
+    -> chela_final_gradient<T>;
+
 namespace recur {
 
 inline constexpr auto is_chela_state = []<class T>() { return detail::is_a<T, chela_state>; };
-inline constexpr auto is_not_chela_state = []<class T>() { return !detail::is_a<T, chela_state>; };
+inline constexpr auto is_chela_gradient = []<class T>() {
+  return detail::is_a<T, chela_state_gradient>;
+};
+inline constexpr auto is_chela_final = []<class T>() {
+  return detail::is_a<T, chela_final_gradient>;
+};
+/// What linear_attention is given as it is, and what the filters are.
+inline constexpr auto is_for_chela_engine = []<class T>() {
+  return !is_chela_state.template operator()<T>() && !is_chela_gradient.template operator()<T>() &&
+         !is_chela_final.template operator()<T>();
+};
+inline constexpr auto is_for_chela_filters = []<class T>() {
+  return detail::is_executor.template operator()<T>() ||
+         detail::is_documents.template operator()<T>();
+};
+
+/// Calls f(what each of the three states of a forward call is given as).
+template <class F, class... I>
+void with_chela_states(F const& f, I const&... ingredients) {
+  if constexpr ((false || ... || is_chela_state.template operator()<I>())) {
+    auto const kept = one_of<is_chela_state>(nullptr, ingredients...);
+    f(std::tuple(state{kept.short_inputs}), std::tuple(state{kept.long_inputs}),
+      std::tuple(state{kept.memory}));
+  } else {
+    f(std::tuple<>(), std::tuple<>(), std::tuple<>());
+  }
+}
+/// The same of a backward call.
+template <class F, class... I>
+void with_chela_slopes(F const& f, I const&... ingredients) {
+  constexpr bool begins = (false || ... || is_chela_state.template operator()<I>());
+  static_assert(begins || (true && ... && !is_chela_gradient.template operator()<I>()),
+                "heed: chela_state_gradient without chela_state");
+  auto const each = [&](auto member_of) {
+    auto const before = [&] {
+      if constexpr (begins) {
+        auto const view = member_of(one_of<is_chela_state>(nullptr, ingredients...));
+        using E = typename decltype(view)::value_type;
+        return std::tuple(initial_state<E>(
+            view, member_of(one_of<is_chela_gradient>(chela_state_gradient<E>{}, ingredients...))));
+      } else {
+        return std::tuple<>();
+      }
+    }();
+    if constexpr ((false || ... || is_chela_final.template operator()<I>())) {
+      auto const view = member_of(one_of<is_chela_final>(nullptr, ingredients...));
+      return std::tuple_cat(
+          before, std::tuple(final_state_gradient<typename decltype(view)::value_type>(view)));
+    } else {
+      return before;
+    }
+  };
+  f(each([](auto const& all) { return all.short_inputs; }),
+    each([](auto const& all) { return all.long_inputs; }),
+    each([](auto const& all) { return all.memory; }));
+}
 
 /// Numbers of channels, [heads, dim], at every token.
 template <class T, class E>
@@ -78,15 +151,27 @@ void check_chela_shapes(tensor_view<S, 3> short_filter, tensor_view<L, 3> long_f
                    std::to_string(x[0]) + ", " + std::to_string(x[1]) + ", a divisor of " +
                    std::to_string(x[2]) + ", any] (batch, position, head, dim)";
           });
-  if constexpr ((false || ... || is_chela_state.template operator()<I>())) {
-    auto const kept = one_of<is_chela_state>(nullptr, ingredients...);
-    detail::expect_like("chela_state.short_inputs", kept.short_inputs,
-                        {x[0], x[2], short_filter.extent(0) - 1, x[3]}, "the filter's history");
-    detail::expect_like("chela_state.long_inputs", kept.long_inputs,
-                        {x[0], x[2], long_filter.extent(0) - 1, x[3]}, "the filter's history");
-    detail::expect_like("chela_state.memory", kept.memory, {x[0], x[2], x[3], value.extent(3)},
-                        "the linear attention's state");
-  }
+  index_t const count = sequences_among(x, x, ingredients...).count;
+  [[maybe_unused]] auto const fits = [&](std::string const& name, auto const& kept) {
+    auto const expect = [&](char const* part, auto const& view, tensor_shape const& shape,
+                            char const* like) {
+      detail::expect_like((name + part).c_str(), view, shape, like);
+    };
+    expect(".short_inputs", kept.short_inputs, {count, x[2], short_filter.extent(0) - 1, x[3]},
+           "the filter's history");
+    expect(".long_inputs", kept.long_inputs, {count, x[2], long_filter.extent(0) - 1, x[3]},
+           "the filter's history");
+    expect(".memory", kept.memory, {count, x[2], x[3], value.extent(3)},
+           "the linear attention's state");
+  };
+  [[maybe_unused]] auto const look = [&]<class One>(One const& ingredient) {
+    if constexpr (is_chela_state.template operator()<One>()) fits("chela_state", ingredient);
+    if constexpr (is_chela_gradient.template operator()<One>())
+      fits("chela_state_gradient", ingredient);
+    if constexpr (is_chela_final.template operator()<One>())
+      fits("chela_final_gradient", ingredient);
+  };
+  (look(ingredients), ...);
 }
 
 /// to[head][channel] = sum over all tokens of x y, or of x.
@@ -117,11 +202,12 @@ inline constexpr auto affine = [](auto const& a, auto const& z, auto const& b) {
 
 /// The two convolutions, with states or centred.
 template <class... I>
-auto chela_filter_ingredients(I const&...) {
+auto chela_filter_ingredients(I const&... ingredients) {
+  auto const shared = all_of<is_for_chela_filters>(ingredients...);
   if constexpr ((false || ... || std::same_as<I, dense>))
-    return std::tuple(with_silu{}, centred{});
+    return std::tuple_cat(std::tuple(with_silu{}, centred{}), shared);
   else
-    return std::tuple(with_silu{});
+    return std::tuple_cat(std::tuple(with_silu{}), shared);
 }
 
 }  // namespace recur
@@ -132,8 +218,8 @@ auto chela_filter_ingredients(I const&...) {
 ///   value           [batch, N, value heads, value_dim]
 ///   short_filter, long_filter   [tap, heads, dim], tap 0 that of the token itself
 ///
-/// Ingredients, in any order: chela_state, fixed_decay (default none), dense, chunk_size, an executor. With one position and a
-/// chela_state a step of decoding. The same bits for every executor.
+/// Ingredients, in any order: chela_state, documents (the same offsets twice), fixed_decay (default none), dense, chunk_size, an
+/// executor. With one position and a chela_state a step of decoding. The same bits for every executor.
 template <element X, element S, element L, element P, element V, element Z, element O,
           class... Ingredients>
 void chela(tensor_view<X, 4> x, tensor_view<S, 3> short_filter, tensor_view<L, 3> long_filter,
@@ -147,43 +233,36 @@ void chela(tensor_view<X, 4> x, tensor_view<S, 3> short_filter, tensor_view<L, 3
   detail::expect_like("out", out, {shape[0], shape[1], shape[2], value.extent(3)},
                       "x with the dim of value");
   recur::check_chela_shapes(short_filter, long_filter, value, shape, ingredients...);
-  auto const run_on = recur::scan::executor_of(ingredients...);
-  any_executor const on_any(run_on);
+  auto const runs = recur::scan::executor_of(ingredients...);
+  any_executor const run_on(runs);
   struct page {};
   auto const own = recur::page_tensors<page, T>(shape, shape, shape, shape);
   auto const filters = recur::chela_filter_ingredients(ingredients...);
-  auto const convolve = [&](auto from, auto const& taps, auto to, auto const&... states) {
-    std::apply(
-        [&](auto const&... how) { causal_convolution(from, taps, to, how..., states..., run_on); },
-        filters);
-  };
-  auto const mix = [&](auto const&... states) {
-    recur::transform<T>(on_any, sink<T>(own[2]), recur::affine,
-                        recur::at_every_token<T>(parameters.query_factor, shape), source<T>(own[1]),
-                        recur::at_every_token<T>(parameters.query_bias, shape));
-    recur::transform<T>(on_any, sink<T>(own[3]), recur::affine,
-                        recur::at_every_token<T>(parameters.key_factor, shape), source<T>(own[1]),
-                        recur::at_every_token<T>(parameters.key_bias, shape));
-    std::apply(
-        [&](auto const&... more) {
-          linear_attention(own[2], own[3], value, out, more..., states...);
-        },
-        all_of<recur::is_not_chela_state>(ingredients...));
-  };
-  if constexpr ((false || ... || recur::is_chela_state.template operator()<Ingredients>())) {
-    auto const kept = one_of<recur::is_chela_state>(nullptr, ingredients...);
-    convolve(x, short_filter, own[0], state{kept.short_inputs});
-    convolve(own[0], long_filter, own[1], state{kept.long_inputs});
-    mix(state{kept.memory});
-  } else {
-    convolve(x, short_filter, own[0]);
-    convolve(own[0], long_filter, own[1]);
-    mix();
-  }
+  recur::with_chela_states(
+      [&](auto const& before_short, auto const& before_long, auto const& memory) {
+        std::apply([&](auto const&... all) { causal_convolution(x, short_filter, own[0], all...); },
+                   std::tuple_cat(filters, before_short));
+        std::apply(
+            [&](auto const&... all) { causal_convolution(own[0], long_filter, own[1], all...); },
+            std::tuple_cat(filters, before_long));
+        recur::transform<T>(run_on, sink<T>(own[2]), recur::affine,
+                            recur::at_every_token<T>(parameters.query_factor, shape),
+                            source<T>(own[1]),
+                            recur::at_every_token<T>(parameters.query_bias, shape));
+        recur::transform<T>(run_on, sink<T>(own[3]), recur::affine,
+                            recur::at_every_token<T>(parameters.key_factor, shape),
+                            source<T>(own[1]),
+                            recur::at_every_token<T>(parameters.key_bias, shape));
+        std::apply(
+            [&](auto const&... all) { linear_attention(own[2], own[3], value, out, all...); },
+            std::tuple_cat(all_of<recur::is_for_chela_engine>(ingredients...), memory));
+      },
+      ingredients...);
   copy_elements(own[1], z);
 }
 
-/// The gradients of chela with its ingredients but chela_state, from its result z.
+/// The gradients of chela with its ingredients, from its result z. Further ones: the chela_state that the forward call began with,
+/// chela_state_gradient, which receives its gradient, and chela_final_gradient.
 ///
 ///   dout, dz   d loss / d out; and d loss / d z from elsewhere, as from the gate, or an empty view
 ///   dx, dshort, dlong, dparameters, dvalue   receive the gradients, shaped like what they are the gradients of
@@ -201,48 +280,57 @@ void chela_backward(tensor_view<X, 4> x, tensor_view<S, 3> short_filter,
   if (dz.data() != nullptr) detail::expect_like("dz", dz, shape, "x");
   recur::check_chela("chela_affine", parameters, shape);
   recur::check_chela("the gradient of chela_affine", dparameters, shape);
-  recur::check_chela_shapes(short_filter, long_filter, value, shape);
+  recur::check_chela_shapes(short_filter, long_filter, value, shape, ingredients...);
   detail::expect_like("dout", dout, {shape[0], shape[1], shape[2], value.extent(3)},
                       "x with the dim of value");
   detail::expect_like("dx", dx, shape, "x");
-  auto const run_on = recur::scan::executor_of(ingredients...);
-  any_executor const on_any(run_on);
+  auto const runs = recur::scan::executor_of(ingredients...);
+  any_executor const run_on(runs);
   struct page {};
   auto const own = recur::page_tensors<page, T>(shape, shape, shape, shape, shape, shape);
-  auto const [first, q, k, dq, dk, slope] = own;
-  auto const filters = recur::chela_filter_ingredients(ingredients...);
+  auto const &once = own[0], &q = own[1], &k = own[2], &dq = own[3], &dk = own[4], &by_z = own[5];
   source<T> const at_z(z);
   auto const of = [&](auto const& numbers) { return recur::at_every_token<T>(numbers, shape); };
-  recur::transform<T>(on_any, sink<T>(q), recur::affine, of(parameters.query_factor), at_z,
+  recur::transform<T>(run_on, sink<T>(q), recur::affine, of(parameters.query_factor), at_z,
                       of(parameters.query_bias));
-  recur::transform<T>(on_any, sink<T>(k), recur::affine, of(parameters.key_factor), at_z,
+  recur::transform<T>(run_on, sink<T>(k), recur::affine, of(parameters.key_factor), at_z,
                       of(parameters.key_bias));
-  std::apply(
-      [&, query = q, key = k, dquery = dq, dkey = dk](auto const&... more) {
-        linear_attention_backward(query, key, value, dout, dout, dquery, dkey, dvalue, more...);
+  auto const filters = recur::chela_filter_ingredients(ingredients...);
+  recur::with_chela_slopes(
+      [&](auto const& of_short, auto const& of_long, auto const& of_memory) {
+        std::apply(
+            [&](auto const&... all) {
+              linear_attention_backward(q, k, value, dout, dout, dq, dk, dvalue, all...);
+            },
+            std::tuple_cat(all_of<recur::is_for_chela_engine>(ingredients...), of_memory));
+        recur::sum_over_tokens<T>(run_on, dq, &at_z, dparameters.query_factor);
+        recur::sum_over_tokens<T>(run_on, dq, nullptr, dparameters.query_bias);
+        recur::sum_over_tokens<T>(run_on, dk, &at_z, dparameters.key_factor);
+        recur::sum_over_tokens<T>(run_on, dk, nullptr, dparameters.key_bias);
+        if (dz.data() == nullptr)
+          recur::transform<T>(
+              run_on, sink<T>(by_z), [](auto const& a, auto const& d) { return a * d; },
+              of(parameters.query_factor), source<T>(dq));
+        else
+          recur::transform<T>(run_on, sink<T>(by_z), recur::affine, of(parameters.query_factor),
+                              source<T>(dq), source<T>(dz));
+        recur::transform<T>(run_on, sink<T>(by_z), recur::affine, of(parameters.key_factor),
+                            source<T>(dk), source<T>(by_z));
+        // What the short filter gave is made again, and its gradient takes the place of dq.
+        std::apply([&](auto const&... all) { causal_convolution(x, short_filter, once, all...); },
+                   std::tuple_cat(filters, of_short));
+        std::apply(
+            [&](auto const&... all) {
+              causal_convolution_backward(once, long_filter, by_z, dq, dlong, all...);
+            },
+            std::tuple_cat(filters, of_long));
+        std::apply(
+            [&](auto const&... all) {
+              causal_convolution_backward(x, short_filter, dq, dx, dshort, all...);
+            },
+            std::tuple_cat(filters, of_short));
       },
-      all_of<recur::is_not_chela_state>(ingredients...));
-  recur::sum_over_tokens<T>(on_any, dq, &at_z, dparameters.query_factor);
-  recur::sum_over_tokens<T>(on_any, dq, nullptr, dparameters.query_bias);
-  recur::sum_over_tokens<T>(on_any, dk, &at_z, dparameters.key_factor);
-  recur::sum_over_tokens<T>(on_any, dk, nullptr, dparameters.key_bias);
-  // d loss / d z.
-  if (dz.data() == nullptr)
-    recur::transform<T>(
-        on_any, sink<T>(slope), [](auto const& a, auto const& d) { return a * d; },
-        of(parameters.query_factor), source<T>(dq));
-  else
-    recur::transform<T>(on_any, sink<T>(slope), recur::affine, of(parameters.query_factor),
-                        source<T>(dq), source<T>(dz));
-  recur::transform<T>(on_any, sink<T>(slope), recur::affine, of(parameters.key_factor),
-                      source<T>(dk), source<T>(slope));
-  std::apply(
-      [&, once = first, by_z = slope, by_once = dq](auto const&... how) {
-        causal_convolution(x, short_filter, once, how..., run_on);
-        causal_convolution_backward(once, long_filter, by_z, by_once, dlong, how..., run_on);
-        causal_convolution_backward(x, short_filter, by_once, dx, dshort, how..., run_on);
-      },
-      filters);
+      ingredients...);
 }
 
 /// Parallel branches as one filter, as at inference: out = first + second, the shorter one going on with zeros.
