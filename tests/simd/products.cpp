@@ -124,3 +124,17 @@ TEST_CASE("dot_rows and add_weighted_rows", "[simd][quick]") {
     CHECK(at(sums, d) == sum);
   }
 }
+
+TEST_CASE("multiply converts stored lanes", "[simd][quick]") {
+  index_t const rows = 5, depth = 7;
+  numbers const a = whole_numbers(rows * depth, 5), b = whole_numbers(depth * shape::lanes, 3);
+  std::vector<Eigen::half> stored;
+  for (float number : b) stored.push_back(Eigen::half(number));
+  numbers exact(static_cast<std::size_t>(rows * shape::lanes)), converted(exact.size());
+  heed::simd::scalar_rows<float> const left{a.data(), depth, 1};
+  heed::simd::multiply<1, false, arch>(rows, depth, left, b.data(), shape::lanes, exact.data(),
+                                       shape::lanes);
+  heed::simd::multiply<1, false, arch>(rows, depth, left, stored.data(), shape::lanes,
+                                       converted.data(), shape::lanes);
+  CHECK(exact == converted);
+}

@@ -37,6 +37,9 @@ struct stored_products {
   /// Some values times the weights of one query; see simd::add_weighted_rows.
   void (*add)(T const* weights, void const* rows, index_t stride, index_t count, index_t columns,
               T* to, index_t ahead);
+  /// Some values times the weights of `queries`, to[query][column]; see simd::multiply.
+  void (*add_together)(T const* weights, index_t queries, void const* rows, index_t stride,
+                       index_t count, index_t columns, T* to, index_t to_stride, index_t ahead);
 
   template <element E>
   static stored_products of() {
@@ -46,7 +49,8 @@ struct stored_products {
                T* to, index_t ahead) {
               simd::add_weighted_rows<Arch>(weights, static_cast<stored const*>(rows), stride,
                                             count, columns, to, ahead);
-            }};
+            },
+            &add_stored<stored>};
   }
 
  private:
@@ -55,6 +59,28 @@ struct stored_products {
                          index_t depth, T* scores, index_t ahead) {
     simd::dot_rows<Queries, Arch>(query, depth, static_cast<Stored const*>(keys), stride, count,
                                   depth, scores, keys_per_tile, ahead);
+  }
+
+  /// Some columns at a time; with each part of them a part of the rows `ahead` is asked for.
+  template <class Stored>
+  static void add_stored(T const* weights, index_t queries, void const* rows, index_t stride,
+                         index_t count, index_t columns, T* to, index_t to_stride, index_t ahead) {
+    constexpr auto lanes = static_cast<index_t>(xsimd::batch<T, Arch>::size);
+    constexpr index_t line = 64 / static_cast<index_t>(sizeof(Stored));
+    auto const* const value = static_cast<Stored const*>(rows);
+    index_t const registers = columns / lanes, parts = (registers + 2) / 3;
+    for (index_t part = 0; part < parts; ++part) {
+      if (ahead != 0)
+        for (index_t k = count * part / parts; k < count * (part + 1) / parts; ++k)
+          for (index_t c = 0; c < columns; c += line)
+            __builtin_prefetch(value + k * stride + ahead + c);
+      index_t const first = registers * part / parts, last = registers * (part + 1) / parts;
+      with_registers(static_cast<int>(last - first), [&](auto size) {
+        simd::multiply<size, true, Arch>(
+            queries, count, simd::scalar_rows<T>{weights, keys_per_tile, 1}, value + first * lanes,
+            stride, to + first * lanes, to_stride);
+      });
+    }
   }
 };
 
@@ -214,13 +240,14 @@ class decode_worker {
 
   void visit(index_t sequence, interval heads, interval tile, states const& to) {
     place const here = p_.sequence.at(sequence, heads.first);
-    each_step(tile, p_.heads / p_.key_heads * here.rows, [&](interval step) {
-      each_shared_head(heads, here.rows, p_.key_heads,
-                       [&](index_t head, index_t row, index_t count) {
-                         multiply_keys(here, head, step, row, count,
-                                       scores_ + row * keys_per_tile + (step.first - tile.first));
-                       });
-    });
+    each_step(tile, heads.size() * here.rows, p_.heads / p_.key_heads * here.rows,
+              [&](interval step) {
+                each_shared_head(
+                    heads, here.rows, p_.key_heads, [&](index_t head, index_t row, index_t count) {
+                      multiply_keys(here, head, step, row, count,
+                                    scores_ + row * keys_per_tile + (step.first - tile.first));
+                    });
+              });
     bool hidden = false;
     for (index_t head = heads.first; head < heads.last; ++head) {
       place const where = p_.sequence.at(sequence, head);
@@ -228,21 +255,22 @@ class decode_worker {
       for (index_t n = 0; n < where.rows; ++n)
         hidden |= weigh(where, bound, n, tile, (head - heads.first) * where.rows + n, to);
     }
-    each_step(tile, p_.heads / p_.value_heads * here.rows, [&](interval step) {
-      each_shared_head(
-          heads, here.rows, p_.value_heads, [&](index_t head, index_t row, index_t count) {
-            multiply_values(here, head, step, row, count,
-                            scores_ + row * keys_per_tile + (step.first - tile.first), hidden, to);
-          });
-    });
+    each_step(
+        tile, heads.size() * here.rows, p_.heads / p_.value_heads * here.rows, [&](interval step) {
+          each_shared_head(
+              heads, here.rows, p_.value_heads, [&](index_t head, index_t row, index_t count) {
+                multiply_values(here, head, step, row, count,
+                                scores_ + row * keys_per_tile + (step.first - tile.first), hidden,
+                                to);
+              });
+        });
   }
 
-  /// A tile in steps of some keys of every head: few where each row is read once, so that
-  /// interleaved heads are read in the order they lie; more where rows are converted first, for the
-  /// sake of the product.
+  /// A tile in steps of some keys of every head: few where several heads are read, so that they are
+  /// read in the order they lie; more where rows are converted first, for the sake of the product.
   template <class F>
-  void each_step(interval tile, index_t sharing, F&& f) const {
-    index_t const size = sharing < 3 ? single_step : shared_step;
+  void each_step(interval tile, index_t rows, index_t sharing, F&& f) const {
+    index_t const size = sharing < 3 && sharing < rows ? single_step : shared_step;
     for (index_t k = tile.first; k < tile.last; k += size)
       f(interval{k, std::min(k + size, tile.last)});
   }
@@ -271,33 +299,31 @@ class decode_worker {
   void multiply_values(place const& where, index_t head, interval keys, index_t row, index_t count,
                        T const* weights, bool hidden, states const& to) {
     T* const sums = to.accumulated + row * to.stride;
-    index_t const stride = p_.value.strides()[1];
-    if (count < 3 && !hidden && p_.value.unit_stride() && p_.value.dim() == value_dim_) {
-      for (index_t r = 0; r < count; ++r)
-        with_value_.add(weights + r * keys_per_tile,
-                        p_.value.stored(where.batch, head, where.first_key + keys.first), stride,
-                        keys.size(), value_dim_, sums + r * to.stride, rows_ahead * stride);
-      return;
-    }
-    row_block<T> const value = padded_rows(p_.value, where, head, keys, value_dim_);
     if (hidden) {
+      row_block<T> const value = padded_rows(p_.value, where, head, keys, value_dim_);
       for (index_t r = 0; r < count; ++r)
         for (index_t k = 0; k < keys.size(); ++k)
           if (T const* const weight = weights + r * keys_per_tile + k;
               !(*weight == T(0) && std::signbit(*weight)))
-            simd::add_weighted_rows<Arch>(weight, value.data + k * value.stride, value.stride, 1,
-                                          value_dim_, sums + r * to.stride);
-    } else {
-      index_t const registers = value_dim_ / lanes, parts = (registers + 2) / 3;
-      for (index_t part = 0; part < parts; ++part) {
-        index_t const first = registers * part / parts, last = registers * (part + 1) / parts;
-        with_registers(static_cast<int>(last - first), [&](auto size) {
-          simd::multiply<size, true, Arch>(count, keys.size(), {weights, keys_per_tile, 1},
-                                           value.data + first * lanes, value.stride,
-                                           sums + first * lanes, to.stride);
-        });
-      }
+            simd::add_weighted_rows<Arch>(weight, value[k], value.stride, 1, value_dim_,
+                                          sums + r * to.stride);
+      return;
     }
+    bool const stored = p_.value.unit_stride() && p_.value.dim() == value_dim_;
+    row_block<T> const padded =
+        stored ? row_block<T>{} : padded_rows(p_.value, where, head, keys, value_dim_);
+    auto const& products = stored ? with_value_ : with_padded_;
+    void const* const rows =
+        stored ? p_.value.stored(where.batch, head, where.first_key + keys.first) : padded.data;
+    index_t const stride = stored ? p_.value.strides()[1] : padded.stride;
+    index_t const ahead = stored ? rows_ahead * stride : 0;
+    if (count < 3)
+      for (index_t r = 0; r < count; ++r)
+        products.add(weights + r * keys_per_tile, rows, stride, keys.size(), value_dim_,
+                     sums + r * to.stride, ahead);
+    else
+      products.add_together(weights, count, rows, stride, keys.size(), value_dim_, sums, to.stride,
+                            ahead);
   }
 
   /// Turns row `row`'s scores of a tile into weights, -0 where a pair is hidden; true if any may
@@ -412,7 +438,7 @@ class decode_worker {
   }
 
   static constexpr index_t staged_stride = keys_per_tile;
-  static constexpr index_t single_step = 8;
+  static constexpr index_t single_step = std::max<index_t>(8, lanes);
   static constexpr index_t shared_step = 32;
   problem<T> const& p_;
   Sentence const& whole_;

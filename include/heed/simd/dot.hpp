@@ -30,6 +30,20 @@ void sum_lanes(xsimd::batch<T, Arch> const* rows, T* sums) {
   }
 }
 
+/// Calls step(d) for each register of a row of `depth` numbers, and begin(d) where a cache line of them begins.
+template <class Stored, index_t lanes, class Begin, class Step>
+inline void each_line(index_t depth, Begin&& begin, Step&& step) {
+  constexpr index_t line = std::max(64 / static_cast<index_t>(sizeof(Stored)), lanes);
+  index_t d = 0;
+  for (; d + line <= depth; d += line) {
+    begin(d);
+#pragma GCC unroll 16
+    for (index_t i = 0; i < line; i += lanes) step(d + i);
+  }
+  if (d < depth) begin(d);
+  for (; d < depth; d += lanes) step(d);
+}
+
 }  // namespace detail
 
 /// scores[q * score_stride + k] = query(q) . key(k) for `count` keys, stored in any element type. Rows are `depth` numbers
@@ -62,10 +76,9 @@ void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_
       // One row after the other: memory is read in order, and the rows' sums overlap in flight.
 #pragma GCC unroll 16
       for (index_t k = 0; k < keys_per_round; ++k)
-        for (index_t d = 0; d < depth; d += lanes) {
-          __builtin_prefetch(key[k] + d + ahead);
-          step(k, d);
-        }
+        detail::each_line<Stored, lanes>(
+            depth, [&](index_t line) { __builtin_prefetch(key[k] + line + ahead); },
+            [&](index_t d) { step(k, d); });
     } else {
       if (ahead != 0)
         for (index_t k = 0; k < keys_per_round; ++k)
@@ -93,20 +106,26 @@ void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, ind
                        index_t columns, T* to, index_t ahead = 0) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
+  constexpr index_t together = 4;
   index_t k = 0;
-  for (; k + 4 <= count; k += 4) {
+  for (; k + together <= count; k += together) {
     Stored const* const row = rows + k * stride;
-    batch const weight[4] = {batch(weights[k]), batch(weights[k + 1]), batch(weights[k + 2]),
-                             batch(weights[k + 3])};
-    for (index_t c = 0; c < columns; c += lanes) {
-      batch sum = batch::load_aligned(to + c);
+    batch weight[together];
 #pragma GCC unroll 4
-      for (index_t i = 0; i < 4; ++i) {
-        __builtin_prefetch(row + i * stride + c + ahead);
-        sum = xsimd::fma(weight[i], load_stored<T, Arch>(row + i * stride + c), sum);
-      }
-      sum.store_aligned(to + c);
-    }
+    for (index_t i = 0; i < together; ++i) weight[i] = batch(weights[k + i]);
+    detail::each_line<Stored, lanes>(
+        columns,
+        [&](index_t c) {
+#pragma GCC unroll 4
+          for (index_t i = 0; i < together; ++i) __builtin_prefetch(row + i * stride + c + ahead);
+        },
+        [&](index_t c) {
+          batch sum = batch::load_aligned(to + c);
+#pragma GCC unroll 4
+          for (index_t i = 0; i < together; ++i)
+            sum = xsimd::fma(weight[i], load_stored<T, Arch>(row + i * stride + c), sum);
+          sum.store_aligned(to + c);
+        });
   }
   for (; k < count; ++k)
     for (index_t c = 0; c < columns; c += lanes)

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/simd/lanes.hpp>
+#include <heed/simd/load.hpp>
 
 #include <algorithm>
 
@@ -8,8 +9,8 @@ namespace heed::simd {
 
 namespace detail {
 
-template <int Rows, int Registers, bool Accumulate, class T, class Arch>
-inline void multiply_tile(T const* const (&row)[Rows], index_t row_step, T const* b,
+template <int Rows, int Registers, bool Accumulate, class T, class Arch, class Stored>
+inline void multiply_tile(T const* const (&row)[Rows], index_t row_step, Stored const* b,
                           index_t b_stride, index_t depth, T* const (&c)[Rows]) {
   using batch = xsimd::batch<T, Arch>;
   constexpr index_t lanes = tile_shape<T, Arch>::lanes;
@@ -22,7 +23,7 @@ inline void multiply_tile(T const* const (&row)[Rows], index_t row_step, T const
   for (index_t k = 0, at = 0; k < depth; ++k, at += row_step, b += b_stride) {
     batch right[Registers];
 #pragma GCC unroll 4
-    for (int r = 0; r < Registers; ++r) right[r] = batch::load_unaligned(b + r * lanes);
+    for (int r = 0; r < Registers; ++r) right[r] = load_stored<T, Arch>(b + r * lanes);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
       batch const left(row[i][at]);
@@ -79,10 +80,11 @@ struct scalar_rows {
 ///
 ///   c[row][lane] (+)= sum_k a(row, k) * b[k][lane],   row < rows, k < depth, lane < Registers * lanes
 ///
-/// `a` is broadcast from where it lies, `b` may lie anywhere; `c` is aligned, its stride a number of whole registers.
-template <int Registers, bool Accumulate, class Arch, class T>
-void multiply(index_t rows, index_t depth, scalar_rows<T> a, T const* b, index_t b_stride, T* c,
-              index_t c_stride) {
+/// `a` is broadcast from where it lies, `b` may lie anywhere and be stored in any element type; `c` is aligned, its
+/// stride a number of whole registers.
+template <int Registers, bool Accumulate, class Arch, class T, class Stored>
+void multiply(index_t rows, index_t depth, scalar_rows<T> a, Stored const* b, index_t b_stride,
+              T* c, index_t c_stride) {
   constexpr int step = tile_shape<T, Arch>::template rows<Registers>;
   for (index_t first = 0; first < rows; first += step) {
     // A last tile of fewer rows computes its last row several times, alike each time.
