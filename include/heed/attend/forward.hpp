@@ -92,7 +92,6 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     bool const gathers = in_any_order && (bound_.pattern.scattered() ||
                                           (where_.order != nullptr && where_.keys <= few_keys));
     if (gathers) {
-      expect_next_group();
       for (index_t number = panels.first; number < panels.last; ++number) {
         panel_memory& at = scratch_[0];
         begin(at, number);
@@ -173,25 +172,6 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     }
   }
 
-  /// Asks for the tokens of the group that comes next, which lie in short pieces.
-  void expect_next_group() const {
-    if (where_.order == nullptr || where_.keys > few_keys ||
-        where_.group + 1 >= where_.order->groups())
-      return;
-    place next = where_;
-    ++next.group;
-    auto const expect = [&](source<T> const& from, index_t head, token_run tokens) {
-      for (index_t i = 0; i < tokens.size && !tokens.padding(); ++i)
-        from.expect(next.batch, head, tokens.first + i * tokens.step);
-    };
-    next.each_key_run({0, next.order->keys(next.group)}, [&](index_t, token_run tokens) {
-      expect(p_.key, p_.key_head(next.head), tokens);
-      expect(p_.value, p_.value_head(next.head), tokens);
-    });
-    next.each_row_run({0, next.order->rows(next.group)},
-                      [&](index_t, token_run tokens) { expect(p_.query, next.head, tokens); });
-  }
-
   /// One panel through just the keys that it meets, wherever they lie, in tiles of about the same size.
   void gather(panel_memory& at) {
     constexpr std::size_t most_runs = 64;
@@ -219,19 +199,6 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     if (scratch_.keys.count > 0) meet(at);
   }
 
-  /// Asks for what lies beyond each run of tokens: the next panel's runs reach a little further.
-  void expect_beyond(std::span<index_t const> tokens) const {
-    constexpr index_t further = 8;
-    for (std::size_t k = 0; k < tokens.size(); ++k) {
-      if (k + 1 < tokens.size() && tokens[k + 1] == tokens[k] + 1) continue;
-      index_t const last = std::min(tokens[k] + further + 1, p_.key.positions());
-      for (index_t token = tokens[k] + 1; token < last; ++token) {
-        p_.key.expect(where_.batch, p_.key_head(where_.head), token);
-        p_.value.expect(where_.batch, p_.value_head(where_.head), token);
-      }
-    }
-  }
-
   /// A panel meets the keys that have been gathered.
   void meet(panel_memory& at) {
     key_tile<T>& keys = scratch_.keys;
@@ -241,7 +208,6 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     interval const only = keys.run_count == 1 ? keys.runs[0] : interval{};
     if (only.empty() || only.first != located_.first || only.last != located_.last) {
       auto const tokens = keys.locate(where_);
-      if (keys.run_count > 1) expect_beyond(tokens);
       scattered_key_rows(p_.key, where_, p_.key_head(where_.head), tokens, scratch_.key_rows,
                          scratch_.key);
       scattered_key_rows(p_.value, where_, p_.value_head(where_.head), tokens, scratch_.value_rows,
@@ -402,7 +368,8 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
           show_row(observers, at.seen_from(where_, lane), at.queries.rows.first + lane, summary);
       }
     }
-    store_columns<Arch>(at.accumulated, width, factor, out, where_, at.queries.rows, scratch_.rows);
+    store_columns<Arch>(at.accumulated, width, factor, out, where_, at.queries.rows, at.tokens,
+                        scratch_.rows);
   }
 
   problem<T> const& p_;

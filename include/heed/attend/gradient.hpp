@@ -75,10 +75,10 @@ void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, plac
   interval const rows = at.queries.rows;
   index_t const width = at.queries.registers * shape::lanes;
   T const* const plain = nullptr;
-  load_columns<Arch>(saved.dout, where, rows, plain, at.dout, width, scratch);
+  load_columns<Arch>(saved.dout, where, rows, at.tokens, plain, at.dout, width, scratch);
   // delta is summed as the products with the values are, so that a row of one key cancels exactly.
   T* const out = scratch + shape::max_lanes * p.value_dim;
-  load_columns<Arch>(saved.out, where, rows, plain, out, width, scratch);
+  load_columns<Arch>(saved.out, where, rows, at.tokens, plain, out, width, scratch);
   for (index_t lane = 0; lane < width; lane += shape::lanes) {
     using batch = xsimd::batch<T, Arch>;
     batch delta(T(0));

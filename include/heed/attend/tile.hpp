@@ -115,27 +115,34 @@ scattered_rows<T> scattered_key_rows(source<T> const& from, place const& where, 
   return {rows};
 }
 
-/// Query rows as columns: to[d][lane] = factor[lane] * row(lane)[d], zero in lanes beyond `count`.
+/// Query rows as columns: to[d][lane] = factor[lane] * row(lane)[d], zero in lanes beyond `rows`. `tokens` are the rows of
+/// the tensor, below 0 where there is none.
 template <class Arch, class T>
-void load_columns(source<T> const& from, place const& where, interval rows, T const* factor, T* to,
-                  index_t lanes, T* row_scratch) {
+void load_columns(source<T> const& from, place const& where, interval rows, index_t const* tokens,
+                  T const* factor, T* to, index_t lanes, T* row_scratch) {
   using batch = xsimd::batch<T, Arch>;
-  index_t const count = rows.size();
-  row_block<T> block{row_scratch, from.dim()};
-  if (where.order == nullptr)
-    block =
+  index_t const count = rows.size(), dim = from.dim();
+  if (where.order == nullptr) {
+    row_block<T> const block =
         from.rows(where.batch, where.head, where.first_row + rows.first, count, row_scratch, true);
-  else
-    copy_query_rows(from, where, rows, row_scratch, from.dim());
-  simd::transpose<Arch>(count, from.dim(), block.data, block.stride, to, lanes);
-  for (index_t d = 0; d < from.dim(); ++d) {
-    T* const column = to + d * lanes;
-    for (index_t lane = count; lane < lanes; ++lane) column[lane] = T(0);
-    if (factor != nullptr)
-      for (index_t lane = 0; lane < lanes; lane += static_cast<index_t>(batch::size))
-        (batch::load_aligned(column + lane) * batch::load_aligned(factor + lane))
-            .store_aligned(column + lane);
+    simd::transpose<Arch>(count, dim, block.data, block.stride, to, lanes);
+    for (index_t d = 0; d < dim; ++d) std::fill(to + d * lanes + count, to + (d + 1) * lanes, T(0));
+  } else {
+    T const* lane_rows[simd::tile_shape<T, Arch>::max_lanes];
+    for (index_t lane = 0; lane < lanes; ++lane) {
+      T* const own = row_scratch + lane * dim;
+      bool const empty = lane >= count || tokens[lane] < 0;
+      if (empty) std::fill_n(own, dim, T(0));
+      lane_rows[lane] = empty ? own : from.rows(where.batch, where.head, tokens[lane], 1, own).data;
+    }
+    simd::transpose_rows<Arch, T>(lanes, dim, lane_rows, simd::rows_to_write<T>{to, lanes}, true);
   }
+  if (factor == nullptr) return;
+  for (index_t d = 0; d < dim; ++d)
+    for (index_t lane = 0; lane < lanes; lane += static_cast<index_t>(batch::size)) {
+      T* const at = to + d * lanes + lane;
+      (batch::load_aligned(at) * batch::load_aligned(factor + lane)).store_aligned(at);
+    }
 }
 
 /// A panel made ready to meet keys.
@@ -287,25 +294,25 @@ struct key_tile {
 /// Columns as rows of the output: the reverse of load_columns, each lane times its factor.
 template <class Arch, class T>
 void store_columns(T* columns, index_t lanes, T const* factor, sink<T> const& to,
-                   place const& where, interval rows, T* row_scratch) {
+                   place const& where, interval rows, index_t const* tokens, T* row_scratch) {
   using batch = xsimd::batch<T, Arch>;
-  index_t const dim = to.extents()[3];
+  index_t const dim = to.extents()[3], count = rows.size();
   for (index_t d = 0; d < dim; ++d)
     for (index_t lane = 0; lane < lanes; lane += static_cast<index_t>(batch::size)) {
       T* const at = columns + d * lanes + lane;
       (batch::load_aligned(at) * batch::load_aligned(factor + lane)).store_aligned(at);
     }
-  index_t const first = where.first_row + rows.first;
-  if (to.in_place() && where.order == nullptr) {
-    simd::transpose<Arch>(dim, rows.size(), columns, lanes, to.row(where.batch, where.head, first),
-                          to.row_stride());
+  if (to.in_place()) {
+    T* lane_rows[simd::tile_shape<T, Arch>::max_lanes];
+    for (index_t lane = 0; lane < count; ++lane)
+      lane_rows[lane] =
+          tokens[lane] < 0 ? row_scratch : to.row(where.batch, where.head, tokens[lane]);
+    simd::transpose_rows<Arch, T>(dim, count, row_block<T>{columns, lanes}, lane_rows, false);
   } else {
-    simd::transpose<Arch>(dim, rows.size(), columns, lanes, row_scratch, dim);
-    where.each_row_run(rows, [&](index_t before, token_run tokens) {
-      if (!tokens.padding())
-        to.store(where.batch, where.head, tokens.first, tokens.size, row_scratch + before * dim,
-                 dim, tokens.step);
-    });
+    simd::transpose<Arch>(dim, count, columns, lanes, row_scratch, dim);
+    for (index_t lane = 0; lane < count; ++lane)
+      if (tokens[lane] >= 0)
+        to.store(where.batch, where.head, tokens[lane], 1, row_scratch + lane * dim, dim);
   }
 }
 
@@ -473,7 +480,7 @@ void open_panel(problem<T> const& p, place const& where, Bound const& bound, ind
     at.positions[lane] = static_cast<T>(at.standing[lane]);
     scale[lane] = p.score_scale(where, at.tokens[real]) * score_tile<1, Arch, T, Bound>::query_unit;
   }
-  load_columns<Arch>(p.query, where, at.queries.rows, scale, at.query, width, scratch);
+  load_columns<Arch>(p.query, where, at.queries.rows, at.tokens, scale, at.query, width, scratch);
 }
 
 /// scores[k][lane] = key_k . query_lane, and to[d][lane] += sum_k value_k[d] weights[k][lane].

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/simd/lanes.hpp>
+#include <heed/view/rows.hpp>
 
 namespace heed::simd {
 
@@ -31,24 +32,31 @@ void transpose_square(Batch (&rows)[Batch::size]) {
 
 }  // namespace detail
 
-/// to[column][row] = from[row][column] for `rows` rows and `columns` columns.
-template <class Arch, class T>
-void transpose(index_t rows, index_t columns, T const* from, index_t from_stride, T* to,
-               index_t to_stride) {
+/// Rows of numbers to write, `stride` apart.
+template <class T>
+struct rows_to_write {
+  T* data;
+  index_t stride;
+
+  T* operator[](index_t row) const { return data + row * stride; }
+};
+
+/// to[column][row] = from[row][column] for `rows` rows and `columns` columns; `from` and `to` give pointers to rows.
+/// What lies further apart is gone along: the rows that are read, or those that are written.
+template <class Arch, class T, class From, class To>
+void transpose_rows(index_t rows, index_t columns, From from, To to, bool along_from) {
   using batch = xsimd::batch<T, detail::transpose_arch<Arch>>;
   constexpr auto size = static_cast<index_t>(batch::size);
   index_t const whole_rows = rows - rows % size, whole_columns = columns - columns % size;
   auto const move_square = [&](index_t r, index_t c) {
     batch square[batch::size];
 #pragma GCC unroll 16
-    for (index_t i = 0; i < size; ++i)
-      square[i] = batch::load_unaligned(from + (r + i) * from_stride + c);
+    for (index_t i = 0; i < size; ++i) square[i] = batch::load_unaligned(from[r + i] + c);
     detail::transpose_square(square);
 #pragma GCC unroll 16
-    for (index_t i = 0; i < size; ++i) square[i].store_unaligned(to + (c + i) * to_stride + r);
+    for (index_t i = 0; i < size; ++i) square[i].store_unaligned(to[c + i] + r);
   };
-  // Along the rows that lie further apart, each of which is a cache line.
-  if (from_stride >= to_stride) {
+  if (along_from) {
     for (index_t r = 0; r < whole_rows; r += size)
       for (index_t c = 0; c < whole_columns; c += size) move_square(r, c);
   } else {
@@ -56,8 +64,15 @@ void transpose(index_t rows, index_t columns, T const* from, index_t from_stride
       for (index_t r = 0; r < whole_rows; r += size) move_square(r, c);
   }
   for (index_t r = 0; r < rows; ++r)
-    for (index_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
-      to[c * to_stride + r] = from[r * from_stride + c];
+    for (index_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) to[c][r] = from[r][c];
+}
+
+/// The same of two matrices.
+template <class Arch, class T>
+void transpose(index_t rows, index_t columns, T const* from, index_t from_stride, T* to,
+               index_t to_stride) {
+  transpose_rows<Arch, T>(rows, columns, row_block<T>{from, from_stride},
+                          rows_to_write<T>{to, to_stride}, from_stride >= to_stride);
 }
 
 }  // namespace heed::simd

@@ -136,14 +136,6 @@ class source {
     return {scratch, dim()};
   }
 
-  /// Asks for a row of one head to be brought near.
-  void expect(index_t batch, index_t head, index_t position) const {
-    constexpr index_t line = 64;
-    char const* const row = at(batch, position, head);
-    for (index_t b = 0; b < dim() * element_size_ && unit_stride(); b += line)
-      __builtin_prefetch(row + b);
-  }
-
   /// `count` rows of one head from `first` on, `step` apart, converted into `to`. Asks for the row `ahead` rows on to be brought near
   /// while it reads a row.
   void copy(index_t batch, index_t head, index_t first, index_t count, T* to, index_t to_stride,
