@@ -1,4 +1,5 @@
 #include "reference/rat.hpp"
+#include "reference/documents.hpp"
 #include "support/definition_check.hpp"
 #include "support/threads.hpp"
 
@@ -14,32 +15,119 @@ using support::seed_t;
 namespace {
 
 template <class T>
+struct rat_problem : support::definition_check<T> {
+  index_t B, N, H, D, size;
+  reference::packing packed;
+
+  rat_problem(seed_t seed, index_t most, bool whole = false) : support::definition_check<T>(seed) {
+    auto& dice = this->draw;
+    N = !whole && dice.one_in(8) ? dice.between(0, 3) : dice.between(whole ? 2 : 1, most);
+    B = dice.between(1, 2), H = 2 * dice.between(1, 2), D = 2 * dice.between(1, 12);
+    size = dice.one_in(8) ? N + 3 : dice.between(1, 12);
+    if (!whole && B == 1 && dice.one_in(2)) {
+      index_t const cut = dice.between(0, N);
+      std::vector<index_t> const bounds{0, cut, dice.between(cut, N), N};
+      packed = {bounds, bounds, {0, 1, 2, 3, 4}, {}};
+    }
+    auto const gate = [&] { return dice.uniform(); };
+    this->input("q", {B, N, H, D});
+    this->input("k", {B, N, dice.one_in(2) ? H : H / 2, D});
+    this->input("v", {B, N, dice.one_in(2) ? H : 1, D});
+    this->input("forget", {B, N, H, D}, gate);
+    this->input("gate", {B, N, H, D}, gate);
+    this->output("out", {B, N, H, D});
+  }
+  template <class F>
+  void call(F const& f) const {
+    packed.rows.empty() ? f() : f(heed::documents{packed.rows, packed.rows});
+  }
+  template <class Cut, class... I>
+  void forward_of(Cut const& of, I&&... all) {
+    heed::rat(of(this->in(0)), of(this->in(1)), of(this->in(2)), of(this->in(3)), of(this->in(4)),
+              of(this->out(0)), all...);
+  }
+  template <class Cut, class... I>
+  void backward_of(Cut const& of, I const&... all) {
+    heed::rat_backward(of(this->in(0)), of(this->in(1)), of(this->in(2)), of(this->in(3)),
+                       of(this->in(4)), of(this->dout(0)), of(this->din(0)), of(this->din(1)),
+                       of(this->din(2)), of(this->din(3)), of(this->din(4)), all...);
+  }
+  auto definition(bool newest_first) const {
+    return [size = size, packed = packed, newest_first]<class R>(reference::tensors<R> const& in) {
+      return packed(in, [&](reference::tensors<R> const& own) {
+        return reference::tensors<R>{reference::rat(own, size, newest_first)};
+      });
+    };
+  }
+};
+
+template <class T>
 std::string rat(seed_t seed, index_t most, bool backward) {
-  support::definition_check<T> check(seed);
-  auto& draw = check.draw;
-  index_t const N = draw.one_in(8) ? draw.between(0, 3) : draw.between(1, most),
-                B = draw.between(1, 2), H = 2 * draw.between(1, 2), D = 2 * draw.between(1, 12),
-                size = draw.one_in(8) ? N + 3 : draw.between(1, 12);
-  auto const gate = [&] { return draw.uniform(); };
-  check.input("q", {B, N, H, D});
-  check.input("k", {B, N, draw.one_in(2) ? H : H / 2, D});
-  check.input("v", {B, N, draw.one_in(2) ? H : 1, D});
-  check.input("forget", {B, N, H, D}, gate);
-  check.input("gate", {B, N, H, D}, gate);
-  check.output("out", {B, N, H, D});
-  if (backward)
-    heed::rat_backward(check.in(0), check.in(1), check.in(2), check.in(3), check.in(4),
-                       check.dout(0), check.din(0), check.din(1), check.din(2), check.din(3),
-                       check.din(4), size);
-  else
-    heed::rat(check.in(0), check.in(1), check.in(2), check.in(3), check.in(4), check.out(0), size);
-  auto const oldest = [&]<class R>(reference::tensors<R> const& in) {
-    return reference::tensors<R>{reference::rat(in, size, false)};
+  rat_problem<T> p(seed, most);
+  auto const whole = [](auto view) { return view; };
+  p.call([&](auto const&... all) {
+    backward ? p.backward_of(whole, p.size, all...) : p.forward_of(whole, p.size, all...);
+  });
+  return backward ? p.backward(p.definition(false), p.definition(true))
+                  : p.forward(p.definition(false), p.definition(true));
+}
+
+/// What a sequence carries on, or a gradient by it.
+template <class T>
+struct held_averages {
+  support::guarded<T, 4> keys, values, running;
+
+  explicit held_averages(rat_problem<T> const& p)
+      : keys(blank({p.B, (p.N - 1) / p.size + 1, p.H, p.D})),
+        values(blank(keys.extents())),
+        running(blank({p.B, 1, p.H, p.D})) {}
+  /// Nothing is to be read that was not written.
+  static support::guarded<T, 4> blank(support::extents_of<4> const& extents) {
+    support::guarded<T, 4> all(extents, support::packed<4>(extents));
+    all.fill([](auto const&) { return std::numeric_limits<T>::quiet_NaN(); });
+    return all;
+  }
+  template <template <class> class As>
+  As<T> as() {
+    return {keys.view(), values.view(), running.view()};
+  }
+  void take(held_averages& other) {
+    for (auto part : {&held_averages::keys, &held_averages::values, &held_averages::running})
+      heed::copy_elements((other.*part).view(), (this->*part).view());
+  }
+};
+
+/// Three calls, each of which goes on from the one before, and their gradients; the last one may be of steps.
+template <class T>
+std::string rat_in_three(seed_t seed) {
+  rat_problem<T> p(seed, 40, true);
+  index_t const one = p.draw.between(1, p.N - 1), two = p.draw.between(one, p.N);
+  index_t const bounds[] = {0, one, two, p.N};
+  auto const part = [&](std::size_t n) {
+    return [&, n](auto view) { return view.slice(1, bounds[n], bounds[n + 1] - bounds[n]); };
   };
-  auto const newest = [&]<class R>(reference::tensors<R> const& in) {
-    return reference::tensors<R>{reference::rat(in, size, true)};
-  };
-  return backward ? check.backward(oldest, newest) : check.forward(oldest, newest);
+  held_averages<T> now(p), begun[3]{held_averages<T>(p), held_averages<T>(p), held_averages<T>(p)};
+  auto cache = now.template as<heed::rat_cache>();
+  for (std::size_t n = 0; n < 3; ++n) {
+    begun[n].take(now);
+    p.forward_of(part(n), cache, p.size);
+  }
+  CHECK(cache.tokens == p.N);
+  held_averages<T> slope(p), later(p);
+  for (std::size_t n = 3; n-- > 0;) {
+    if (bounds[n + 1] == bounds[n]) continue;
+    auto from = begun[n].template as<heed::rat_cache>();
+    from.tokens = bounds[n];
+    bool const last = bounds[n + 1] == p.N;
+    auto const to = slope.template as<heed::rat_cache_gradient>();
+    if (last)
+      p.backward_of(part(n), p.size, from, to);
+    else
+      p.backward_of(part(n), p.size, from, to, later.template as<heed::rat_final_gradient>());
+    later.take(slope);
+  }
+  return p.forward(p.definition(false), p.definition(true)) +
+         p.backward(p.definition(false), p.definition(true));
 }
 
 /// Plain operands.
@@ -84,6 +172,11 @@ TEMPLATE_TEST_CASE("rat: the gradients", "[mechanism][rat]", double, float) {
   for_each_seed("rat backward", 50, [](seed_t seed) { return rat<TestType>(seed, 40, true); });
 }
 
+TEMPLATE_TEST_CASE("rat: parts and their gradients are the whole", "[mechanism][rat]", double,
+                   float) {
+  for_each_seed("rat in three", 50, [](seed_t seed) { return rat_in_three<TestType>(seed); });
+}
+
 TEST_CASE("rat: step by step", "[mechanism][rat]") {
   for (index_t size : {1, 4, 100}) {
     operands<double> p({2, 41, 2, 6});
@@ -96,6 +189,16 @@ TEST_CASE("rat: step by step", "[mechanism][rat]") {
       heed::rat_step(at(p.q), at(p.k), at(p.v), at(p.forget), at(p.gate), at(p.out), cache, size);
     }
     CHECK(cache.tokens == 41);
+    CHECK(largest_difference(whole, p.out.values<double>()) < 1e-13);
+    // A prompt at once and the rest by steps.
+    cache.tokens = 0;
+    auto const prompt = [&](auto& all) { return all.view().slice(1, 0, 23); };
+    heed::rat(prompt(p.q), prompt(p.k), prompt(p.v), prompt(p.forget), prompt(p.gate),
+              prompt(p.out), cache, size);
+    for (index_t t = 23; t < 41; ++t) {
+      auto const at = [&](auto& all) { return all.view().slice(1, t, 1); };
+      heed::rat_step(at(p.q), at(p.k), at(p.v), at(p.forget), at(p.gate), at(p.out), cache, size);
+    }
     CHECK(largest_difference(whole, p.out.values<double>()) < 1e-13);
   }
 }
@@ -190,5 +293,13 @@ TEST_CASE("rat: what does not fit is refused", "[mechanism][rat]") {
   CHECK_THROWS_WITH(heed::rat_step(one, one, one, one, one, one, cache, 2),
                     "heed: rat_cache.keys has shape [1, 1, 2, 4]; expected [1, at least 2, 2, 4] "
                     "(batch, chunk, head, dim)");
+  CHECK_THROWS_WITH(heed::rat(view(3, 2, 4), view(3, 2, 4), view(3, 2, 4), view(3, 2, 4),
+                              view(3, 2, 4), view(3, 2, 4), cache, 2),
+                    "heed: rat_cache.keys has shape [1, 1, 2, 4]; expected [1, at least 3, 2, 4] "
+                    "(batch, chunk, head, dim)");
+  index_t const rows[] = {0, 2, 5}, keys[] = {0, 3, 5};
+  CHECK_THROWS_WITH(
+      heed::rat(q, q, q, q, q, q, 2, heed::documents{rows, keys}),
+      "heed: documents.queries and documents.keys differ; rat expects the same offsets twice");
   CHECK(numbers == std::vector<float>(200, 0.5f));
 }
