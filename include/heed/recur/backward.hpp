@@ -305,7 +305,11 @@ class backward_worker : public chunk_worker<T, Arch> {
             ? rows_at_once
             : 1;
     if (g_.value_gate.wanted && count > 0) {
-      this->read(state, now.rows);  // not as they were stored, rounded
+      if (g_.out.in_place())
+        g_.out.copy(where.batch, head, where.first_row + now.first_row, now.rows, out.data,
+                    columns);
+      else
+        this->read(state, now.rows);  // they may have been rounded where they were stored
       for (index_t i = 0; i < now.rows; ++i)
         add_products(out[i], dout_[i], columns, T(1), value_sums_ + i * columns);
     }

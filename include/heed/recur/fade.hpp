@@ -56,6 +56,16 @@ void multiply_row(T factor, T const* from, index_t count, T* to) {
     (batch(factor) * batch::load_unaligned(from + d)).store_unaligned(to + d);
 }
 
+/// to[i] = factors[i] * more[i] * from[i].
+template <class Arch, class T>
+void multiply_row(T const* factors, T const* more, T const* from, index_t count, T* to) {
+  using batch = xsimd::batch<T, Arch>;
+  for (index_t d = 0; d < count; d += static_cast<index_t>(batch::size))
+    (batch::load_unaligned(factors + d) * batch::load_unaligned(from + d) *
+     batch::load_unaligned(more + d))
+        .store_unaligned(to + d);
+}
+
 /// to[i] += factors[i] * from[i].
 template <class Arch, class T>
 void add_product(T const* factors, T const* from, index_t count, T* to) {
@@ -124,6 +134,7 @@ class fade {
       sums_ = memory.take<double>(rows);
       pair_ = memory.take<T>(rows * score_stride_);
       log_ = memory.take<T>(rows);
+      factor_ = memory.take<T>(rows);
       from_start_ = memory.take<T>(rows);
       to_end_ = memory.take<T>(rows);
     } else if (kind_ == fading::channels) {
@@ -177,13 +188,22 @@ class fade {
   /// Makes what fades between two tokens of the chunk: to be called before scores are made.
   void prepare_scores() {
     if (kind_ != fading::scalar || pairs_ >= count_) return;
-    // Summed up from one token to the other: differences of sums from the start would cancel after a token that forgets all.
+    // Between blocks, sums from one token to the other: differences of sums from the start would cancel after a token that
+    // forgets all. Inside a block, factors are carried from token to token.
+    std::copy_n(log_, count_, sums_);
+    exponentials<Arch>(sums_, count_, factor_);
     for (index_t i = 0; i < count_; ++i) {
-      double const log = static_cast<double>(log_[i]);
-      for (index_t j = 0; j < i; ++j) sums_[j] += log;
-      sums_[i] = 0;
       T* const row = pair_ + i * score_stride_;
-      exponentials<Arch>(sums_, i + 1, row);
+      if (i % block == 0) {
+        double sum = 0;
+        for (index_t j = i; j-- > std::max<index_t>(i - block, 0); sums_[j] = sum)
+          sum += static_cast<double>(log_[j + 1]);
+        for (index_t j = 0; j < i - block; ++j) sums_[j] += sum;
+        exponentials<Arch>(sums_, i, row);
+      } else {
+        multiply_row<Arch>(factor_[i], row - score_stride_, simd::round_up(i, lanes), row);
+      }
+      row[i] = T(1);
       std::fill(row + i + 1, row + score_stride_, T(0));
     }
     pairs_ = count_;
@@ -242,8 +262,7 @@ class fade {
       if (kind_ == fading::scalar) {
         multiply_row<Arch>(from_start_[i], x[i], columns, to[i]);
       } else {
-        multiply_row<Arch>(head_ + i * width_, x[i], columns, to[i]);
-        multiply_row<Arch>(before_ + i / block * width_, to[i], columns, to[i]);
+        multiply_row<Arch>(head_ + i * width_, before_ + i / block * width_, x[i], columns, to[i]);
       }
     }
   }
@@ -254,8 +273,7 @@ class fade {
       if (kind_ == fading::scalar) {
         multiply_row<Arch>(to_end_[j], y[j], columns, to[j]);
       } else {
-        multiply_row<Arch>(tail_ + j * width_, y[j], columns, to[j]);
-        multiply_row<Arch>(after_ + j / block * width_, to[j], columns, to[j]);
+        multiply_row<Arch>(tail_ + j * width_, after_ + j / block * width_, y[j], columns, to[j]);
       }
     }
   }
@@ -374,6 +392,44 @@ class fade {
     }
   }
 
+  /// Inside a block: what the token at `Row` gathers, in one register of channels. `key`: the tokens before it as they have
+  /// faded so far.
+  template <index_t Row>
+  void gather_row(T const* m, row_block<T> y, index_t first, index_t d, batch (&key)[block],
+                  padded_rows<T> z) const {
+    index_t const i = first + Row;
+    T const* const row = m + i * score_stride_ + first;
+    batch const gate = batch::load_aligned(gate_ + i * width_ + d);
+    batch sum = batch::load_unaligned(z[i] + d);
+#pragma GCC unroll 16
+    for (index_t j = 0; j < Row; ++j) {
+      key[j] *= gate;
+      sum = xsimd::fma(batch(row[j]), key[j], sum);
+    }
+    key[Row] = batch::load_unaligned(y[i] + d);
+    xsimd::fma(batch(row[Row]), key[Row], sum).store_unaligned(z[i] + d);
+  }
+
+  /// And what it scatters. `sum`: what later tokens have scattered so far, as it has faded.
+  template <index_t Row>
+  void scatter_row(T const* m, row_block<T> x, index_t first, index_t last, index_t d,
+                   batch (&sum)[block], padded_rows<T> z) const {
+    index_t const i = first + Row;
+    T const* const row = m + i * score_stride_ + first;
+    batch const own = batch::load_unaligned(x[i] + d);
+    if (i + 1 < last) {
+      batch const gate = batch::load_aligned(gate_ + (i + 1) * width_ + d);
+#pragma GCC unroll 16
+      for (index_t j = 0; j <= Row; ++j) sum[j] *= gate;
+    } else {
+#pragma GCC unroll 16
+      for (index_t j = 0; j <= Row; ++j) sum[j] = batch(T(0));
+    }
+#pragma GCC unroll 16
+    for (index_t j = 0; j <= Row; ++j) sum[j] = xsimd::fma(batch(row[j]), own, sum[j]);
+    (batch::load_unaligned(z[i] + d) + sum[Row]).store_unaligned(z[i] + d);
+  }
+
   void channel_gather(T const* m, row_block<T> y, padded_rows<T> z) const {
     T* const sums = other_rows_;
     for (index_t j = 0; j < count_; ++j)
@@ -386,16 +442,13 @@ class fade {
         for (index_t i = first; i < last; ++i)
           add_product<Arch>(head_ + i * width_, sums + (i - first) * width_, width_, z[i]);
       }
-      for (index_t j = first; j < last; ++j)
-        for (index_t d = 0; d < width_; d += lanes) {
-          batch key = batch::load_unaligned(y[j] + d);
-          for (index_t i = j; i < last; ++i) {
-            if (i > j) key *= batch::load_unaligned(gate_ + i * width_ + d);
-            T* const to = z[i] + d;
-            xsimd::fma(batch(m[i * score_stride_ + j]), key, batch::load_unaligned(to))
-                .store_unaligned(to);
-          }
+      for (index_t d = 0; d < width_; d += lanes) {
+        batch key[block];
+        [&]<index_t... Row>(std::integer_sequence<index_t, Row...>) {
+          ((first + Row < last ? gather_row<Row>(m, y, first, d, key, z) : void()), ...);
         }
+        (std::make_integer_sequence<index_t, block>());
+      }
       if (last == count_) break;
       T const* const total = total_ + first / block * width_;
       for (index_t j = 0; j < first; ++j)
@@ -417,15 +470,16 @@ class fade {
         for (index_t j = first; j < last; ++j)
           add_product<Arch>(tail_ + j * width_, sums + (j - first) * width_, width_, z[j]);
       }
-      for (index_t j = first; j < last; ++j)
-        for (index_t d = 0; d < width_; d += lanes) {
-          batch sum(T(0));
-          for (index_t i = last; i-- > j;) {
-            if (i + 1 < last) sum *= batch::load_unaligned(gate_ + (i + 1) * width_ + d);
-            sum = xsimd::fma(batch(m[i * score_stride_ + j]), batch::load_unaligned(x[i] + d), sum);
-          }
-          (batch::load_unaligned(z[j] + d) + sum).store_unaligned(z[j] + d);
+      for (index_t d = 0; d < width_; d += lanes) {
+        batch sum[block];
+        [&]<index_t... Row>(std::integer_sequence<index_t, Row...>) {
+          ((first + block - 1 - Row < last
+                ? scatter_row<block - 1 - Row>(m, x, first, last, d, sum, z)
+                : void()),
+           ...);
         }
+        (std::make_integer_sequence<index_t, block>());
+      }
       T const* const total = total_ + b * width_;
       for (index_t i = last; i < count_; ++i)
         multiply_row<Arch>(total, rows_ + i * width_, width_, rows_ + i * width_);
@@ -441,8 +495,9 @@ class fade {
   index_t of_head_ = -1;
   index_t pairs_ = 0;       // tokens between which pair_ is known
   double* sums_ = nullptr;  // of log gates, while they are loaded
-  // A scalar: the logs; what fades between two tokens, from the start through each, and from there to the end.
+  // A scalar: the log at each token, and its exponential; what fades between two tokens, from the start through each, and from there to the end.
   T* log_ = nullptr;
+  T* factor_ = nullptr;
   T* pair_ = nullptr;
   T* from_start_ = nullptr;
   T* to_end_ = nullptr;

@@ -11,6 +11,10 @@
 #include <heed/view/ingredients.hpp>
 #include <heed/view/rows.hpp>
 
+#include <cstdlib>
+#include <limits>
+#include <utility>
+
 /// A call of linear_attention, its ingredients sorted and checked and the types of everything erased: the engine is compiled
 /// once for each type of computation.
 namespace heed::recur {
@@ -163,6 +167,39 @@ struct problem {
 
 namespace detail {
 
+/// Whether every number fits. They are looked at in the order they are stored in.
+template <class E, class Fits>
+bool each_fits(E const* numbers, std::array<index_t, 4> extents, std::array<index_t, 4> strides,
+               Fits fits) {
+  std::array<int, 4> order{0, 1, 2, 3};
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    auto const apart = [&](int axis) {
+      auto const at = static_cast<std::size_t>(axis);
+      return extents[at] > 1 ? std::abs(strides[at]) : std::numeric_limits<index_t>::max();
+    };
+    return apart(a) > apart(b);
+  });
+  auto const axis = [&](std::size_t n) { return static_cast<std::size_t>(order[n]); };
+  // Axes that continue each other are one.
+  index_t count = extents[axis(3)], step = strides[axis(3)];
+  for (std::size_t n = 3; n-- > 0;)
+    if (strides[axis(n)] == count * step) count *= std::exchange(extents[axis(n)], 1);
+  int misfits = 0;
+  for (index_t a = 0; a < extents[axis(0)]; ++a)
+    for (index_t b = 0; b < extents[axis(1)]; ++b)
+      for (index_t c = 0; c < extents[axis(2)]; ++c) {
+        E const* const row =
+            numbers + a * strides[axis(0)] + b * strides[axis(1)] + c * strides[axis(2)];
+        if (step == 1)
+          for (index_t d = 0; d < count; ++d)
+            misfits |= !fits(static_cast<compute_type<E>>(row[d]));
+        else
+          for (index_t d = 0; d < count; ++d)
+            misfits |= !fits(static_cast<compute_type<E>>(row[d * step]));
+      }
+  return misfits == 0;
+}
+
 /// Gates and rates are checked one by one; axes along which they do not change, once.
 template <class E, int Rank, class Fits>
 void expect_each(char const* name, tensor_view<E, Rank> view, char const* expected, Fits fits) {
@@ -173,30 +210,21 @@ void expect_each(char const* name, tensor_view<E, Rank> view, char const* expect
         view.stride(axis) == 0 ? std::min<index_t>(view.extent(axis), 1) : view.extent(axis);
     strides[at] = view.stride(axis);
   }
-  // The longest axis innermost.
-  if (extents[3] == 1) {
-    std::swap(extents[2], extents[3]);
-    std::swap(strides[2], strides[3]);
-  }
-  for (index_t a = 0; a < extents[0]; ++a)
-    for (index_t b = 0; b < extents[1]; ++b)
-      for (index_t c = 0; c < extents[2]; ++c) {
-        E const* const row = view.data() + a * strides[0] + b * strides[1] + c * strides[2];
-        int misfits = 0;
-        if (strides[3] == 1)
-          for (index_t d = 0; d < extents[3]; ++d)
-            misfits += !fits(static_cast<compute_type<E>>(row[d]));
-        else
-          for (index_t d = 0; d < extents[3]; ++d)
-            misfits += !fits(static_cast<compute_type<E>>(row[d * strides[3]]));
-        require(misfits == 0, [&] {
-          index_t d = 0;
-          while (fits(static_cast<compute_type<E>>(row[d * strides[3]]))) ++d;
-          return std::string(name) + " of shape " + shape_text(view.extents()) + " holds " +
-                 std::to_string(static_cast<double>(row[d * strides[3]])) + " at batch entry " +
-                 std::to_string(a) + ", position " + std::to_string(b) + "; expected " + expected;
-        });
-      }
+  if (each_fits(view.data(), extents, strides, fits)) return;
+  std::array<index_t, 4> at{};
+  for (at[0] = 0; at[0] < extents[0]; ++at[0])
+    for (at[1] = 0; at[1] < extents[1]; ++at[1])
+      for (at[2] = 0; at[2] < extents[2]; ++at[2])
+        for (at[3] = 0; at[3] < extents[3]; ++at[3]) {
+          E const number = view.data()[at[0] * strides[0] + at[1] * strides[1] +
+                                       at[2] * strides[2] + at[3] * strides[3]];
+          require(fits(static_cast<compute_type<E>>(number)), [&] {
+            return std::string(name) + " of shape " + shape_text(view.extents()) + " holds " +
+                   std::to_string(static_cast<double>(number)) + " at batch entry " +
+                   std::to_string(at[0]) + ", position " + std::to_string(at[1]) + "; expected " +
+                   expected;
+          });
+        }
 }
 
 template <class E>
