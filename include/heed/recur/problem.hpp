@@ -172,7 +172,7 @@ template <class E, class Fits>
 bool each_fits(E const* numbers, std::array<index_t, 4> extents, std::array<index_t, 4> strides,
                Fits fits) {
   std::array<int, 4> order{0, 1, 2, 3};
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+  std::sort(order.begin(), order.end(), [&](int a, int b) {
     auto const apart = [&](int axis) {
       auto const at = static_cast<std::size_t>(axis);
       return extents[at] > 1 ? std::abs(strides[at]) : std::numeric_limits<index_t>::max();
