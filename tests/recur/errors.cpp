@@ -1,8 +1,10 @@
 #include "support/tensors.hpp"
 
+#include <heed/parallel/eigen_pool.hpp>
 #include <heed/recur/linear_attention.hpp>
 
 #include <functional>
+#include <stdexcept>
 
 // Bad arguments: heed::error, whose message names the argument, its shape or value, and nothing is written.
 
@@ -209,4 +211,46 @@ TEST_CASE("recurrence: documents, chunks and steps that do not fit are refused",
                                 a.v.view().slice(1, 0, 1), a.out.view().slice(1, 0, 1),
                                 a.state.view().slice(1, 0, 1));
   });
+}
+
+namespace {
+
+/// Gives up at a position.
+struct unfinished_map {
+  index_t last;
+
+  index_t features(index_t dim) const { return dim; }
+  template <class T>
+  void apply(heed::side, heed::feature_rows<T> const& x, T* phi, index_t stride) const {
+    if (x.first_position + x.count > last) throw std::runtime_error("no features here");
+    for (index_t r = 0; r < x.count; ++r) std::copy_n(x[r], x.dim, phi + r * stride);
+  }
+  template <class T>
+  void differentiate(heed::side, heed::feature_rows<T> const& x, T const*, T const* dphi,
+                     index_t stride, T* dx, index_t dx_stride) const {
+    for (index_t r = 0; r < x.count; ++r) std::copy_n(dphi + r * stride, x.dim, dx + r * dx_stride);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("recurrence: what a feature map throws reaches the caller, and nobody waits for more",
+          "[recur][errors][threads]") {
+  static Eigen::ThreadPool pool(4);
+  heed::on<Eigen::ThreadPool> const threads{pool};
+  support::random draw(3);
+  auto const x = normal(draw, {1, 300, 1, 8});
+  auto out = blank<float, 4>(x.extents()), dq = blank<float, 4>(x.extents()),
+       dk = blank<float, 4>(x.extents()), dv = blank<float, 4>(x.extents());
+  for (index_t last : {0, 7, 100, 299}) {
+    unfinished_map const map{last};
+    heed::chunk_size const chunk{4};
+    CHECK_THROWS_AS(
+        heed::linear_attention(x.view(), x.view(), x.view(), out.view(), map, chunk, threads),
+        std::runtime_error);
+    CHECK_THROWS_AS(
+        heed::linear_attention_backward(x.view(), x.view(), x.view(), x.view(), x.view(), dq.view(),
+                                        dk.view(), dv.view(), map, chunk, threads),
+        std::runtime_error);
+  }
 }
