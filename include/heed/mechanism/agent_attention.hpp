@@ -1,6 +1,6 @@
 #pragma once
 
-#include <heed/mechanism/composition.hpp>
+#include <heed/mechanism/attention_calls.hpp>
 #include <heed/recur/segments.hpp>
 
 /// Agent Attention: On the Integration of Softmax and Linear Attention. A few agents attend to the keys, and the queries to the

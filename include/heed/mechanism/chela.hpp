@@ -1,8 +1,8 @@
 #pragma once
 
 #include <heed/recur/causal_convolution.hpp>
-#include <heed/recur/composition.hpp>
 #include <heed/recur/linear_attention.hpp>
+#include <heed/recur/passes.hpp>
 #include <heed/recur/row_norms.hpp>
 #include <heed/view/copy.hpp>
 

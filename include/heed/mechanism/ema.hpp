@@ -1,8 +1,8 @@
 #pragma once
 
 #include <heed/recur/causal_convolution.hpp>
-#include <heed/recur/composition.hpp>
 #include <heed/recur/fixed_recurrence.hpp>
+#include <heed/recur/passes.hpp>
 #include <heed/view/copy.hpp>
 
 /// Mega: Moving Average Equipped Gated Attention, its multi-dimensional damped exponential moving average.

@@ -1,8 +1,8 @@
 #pragma once
 
-#include <heed/recur/composition.hpp>
 #include <heed/recur/features/polynomial.hpp>
 #include <heed/recur/linear_attention.hpp>
+#include <heed/recur/passes.hpp>
 
 #include <cmath>
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <heed/mechanism/composition.hpp>
+#include <heed/mechanism/attention_calls.hpp>
 #include <heed/pattern/columns.hpp>
 #include <heed/recur/segments.hpp>
 

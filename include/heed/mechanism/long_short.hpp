@@ -2,11 +2,11 @@
 
 #include <heed/cache/kv_cache.hpp>
 #include <heed/cache/ring_cache.hpp>
-#include <heed/mechanism/composition.hpp>
+#include <heed/mechanism/attention_calls.hpp>
 #include <heed/mechanism/extra_keys.hpp>
 #include <heed/pattern/row_ranges.hpp>
+#include <heed/recur/compress_positions.hpp>
 #include <heed/recur/layer_norm.hpp>
-#include <heed/recur/position_softmax.hpp>
 
 /// Long-Short Transformer: Efficient Transformers for Language and Vision, as in CAB: one softmax over the keys nearby and over a
 /// few rows to which all keys, or all keys of earlier chunks, are compressed. In its layer keys and values pass through one

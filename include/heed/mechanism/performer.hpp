@@ -1,8 +1,8 @@
 #pragma once
 
-#include <heed/recur/composition.hpp>
 #include <heed/recur/features/favor.hpp>
 #include <heed/recur/linear_attention.hpp>
+#include <heed/recur/passes.hpp>
 #include <heed/recur/running_reference.hpp>
 
 /// Performer (Choromanski et al.: Rethinking Attention with Performers): softmax attention with scale 1 /

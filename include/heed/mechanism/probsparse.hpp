@@ -1,6 +1,6 @@
 #pragma once
 
-#include <heed/mechanism/composition.hpp>
+#include <heed/mechanism/attention_calls.hpp>
 #include <heed/pattern/band.hpp>
 #include <heed/pattern/row_ranges.hpp>
 #include <heed/recur/segments.hpp>

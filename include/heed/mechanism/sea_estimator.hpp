@@ -1,7 +1,7 @@
 #pragma once
 
 #include <heed/mechanism/performer.hpp>
-#include <heed/recur/composition.hpp>
+#include <heed/recur/passes.hpp>
 
 /// SEA: Sparse Linear Attention with Estimated Attention Mask, its linear estimator: a Performer whose values are widened by something
 /// that tells positions apart, [e, v], from whose result a small network estimates the attention matrix. Not causal, e is the

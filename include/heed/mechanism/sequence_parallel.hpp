@@ -1,8 +1,8 @@
 #pragma once
 
-#include <heed/recur/composition.hpp>
 #include <heed/recur/fade.hpp>
 #include <heed/recur/linear_attention.hpp>
+#include <heed/recur/passes.hpp>
 
 /// LASP-2: Rethinking Sequence Parallelism for Linear Attention and Its Hybrid. A sequence is cut in segments, one for each
 /// worker; what workers tell each other are states, whose size does not depend on the length, and how the segments fade.

@@ -1,7 +1,7 @@
 #pragma once
 
-#include <heed/recur/composition.hpp>
 #include <heed/recur/linear_attention.hpp>
+#include <heed/recur/passes.hpp>
 #include <heed/recur/scan_clauses.hpp>
 
 /// Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality (Mamba-2).

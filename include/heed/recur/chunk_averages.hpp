@@ -2,8 +2,8 @@
 
 #include <heed/cache/rotation.hpp>
 #include <heed/pattern/row_ranges.hpp>
-#include <heed/recur/composition.hpp>
 #include <heed/recur/diagonal_scan.hpp>
+#include <heed/recur/passes.hpp>
 #include <heed/softmax.hpp>
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <heed/recur/composition.hpp>
+#include <heed/recur/passes.hpp>
 #include <heed/simd/activations.hpp>
 #include <heed/view/convert.hpp>
 

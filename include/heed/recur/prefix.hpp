@@ -1,7 +1,7 @@
 #pragma once
 
 #include <heed/recur/channel_rows.hpp>
-#include <heed/recur/composition.hpp>
+#include <heed/recur/passes.hpp>
 
 /// Softmax along positions, each channel alike: over all positions, and over those up to each of them. Arithmetic is in
 /// double, whatever the tensors hold, since late weights are small parts of long sums.

@@ -1,7 +1,7 @@
 #pragma once
 
-#include <heed/recur/composition.hpp>
 #include <heed/recur/features/elementwise.hpp>
+#include <heed/recur/passes.hpp>
 
 #include <cmath>
 #include <string>

@@ -15,7 +15,7 @@ namespace detail {
 
 /// The columns of logits of one chunk of one head, and what they are made of.
 template <class T, class Arch = xsimd::default_arch>
-class position_softmax {
+class position_compressor {
  public:
   using batch = xsimd::batch<T, Arch>;
   static constexpr auto lanes = static_cast<index_t>(batch::size);
@@ -25,7 +25,7 @@ class position_softmax {
     interval positions;
   };
 
-  position_softmax(arena& memory, index_t columns, index_t dim, index_t value_dim, bool backward)
+  position_compressor(arena& memory, index_t columns, index_t dim, index_t value_dim, bool backward)
       : columns_(columns),
         dim_(dim),
         value_dim_(value_dim),
@@ -186,22 +186,22 @@ class position_softmax {
   T *slopes_ = nullptr, *turned_ = nullptr, *share_ = nullptr, *by_weight_ = nullptr;
 };
 
-/// Calls f(softmax, its place, first compressed row) for every chunk of every head.
+/// Calls f(compressor, its place, first compressed row) for every chunk of every head.
 template <class T, class Executor, class F>
 void for_chunks(Executor const& run_on, std::array<index_t, 4> const& logits, index_t length,
                 index_t dim, index_t value_dim, bool backward, F f) {
   index_t const heads = logits[2], columns = logits[3], chunks = logits[1] / length;
   arena size;
-  position_softmax<T> const measured(size, columns, dim, value_dim, backward);
+  position_compressor<T> const measured(size, columns, dim, value_dim, backward);
   auto const bytes = static_cast<index_t>(size.used());
   std::byte* const memory = thread_workspace().reserve(
       static_cast<std::size_t>(bytes * static_cast<index_t>(run_on.concurrency())));
   parallel_for(run_on, logits[0] * heads * chunks, [&](index_t piece, index_t worker) {
     arena own(memory + worker * bytes);
-    position_softmax<T> softmax(own, columns, dim, value_dim, backward);
+    position_compressor<T> compressor(own, columns, dim, value_dim, backward);
     index_t const chunk = piece % chunks;
-    f(softmax,
-      typename position_softmax<T>::place{
+    f(compressor,
+      typename position_compressor<T>::place{
           piece / chunks / heads, piece / chunks % heads, {chunk * length, (chunk + 1) * length}},
       chunk * columns);
   });
@@ -248,8 +248,8 @@ void compress_positions(tensor_view<L, 4> logits, tensor_view<K, 4> key, tensor_
   source<T> const all(logits), keys(key), values(value);
   sink<T> const to_key(compressed_key), to_value(compressed_value);
   detail::for_chunks<T>(run_on, logits.extents(), length, key.extent(3), value.extent(3), false,
-                        [&](auto& softmax, auto const& at, index_t row) {
-                          softmax.compress(all, keys, values, at, to_key, to_value, row);
+                        [&](auto& compressor, auto const& at, index_t row) {
+                          compressor.compress(all, keys, values, at, to_key, to_value, row);
                         });
 }
 
@@ -277,9 +277,9 @@ void compress_positions_backward(tensor_view<L, 4> logits, tensor_view<K, 4> key
       found_values(compressed_value), key_slopes(dcompressed_key), value_slopes(dcompressed_value);
   sink<T> const to(dlogits);
   detail::for_chunks<T>(run_on, logits.extents(), length, key.extent(3), value.extent(3), true,
-                        [&](auto& softmax, auto const& at, index_t row) {
-                          softmax.differentiate(all, keys, values, at, found_keys, found_values,
-                                                key_slopes, value_slopes, row, to, dkey, dvalue);
+                        [&](auto& compressor, auto const& at, index_t row) {
+                          compressor.differentiate(all, keys, values, at, found_keys, found_values,
+                                                   key_slopes, value_slopes, row, to, dkey, dvalue);
                         });
   for (index_t b = 0; b < dlogits.extent(0); ++b)
     for (index_t i = dlogits.extent(1) / length * length; i < dlogits.extent(1); ++i)
