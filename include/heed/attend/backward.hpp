@@ -51,14 +51,13 @@ struct backward_plan {
   index_t query_share() const { return panels_per_block * shape::max_lanes * p.dim; }
 };
 
-/// Scratch memory of a backward worker: a block of query rows in both orientations, and a tile.
+/// Scratch memory of a backward worker: a block of query rows in both orientations, a stripe of keys, and a tile.
 template <class T, class Arch>
 struct backward_scratch {
   using shape = simd::tile_shape<T, Arch>;
   static constexpr index_t lanes = shape::lanes;
 
   struct panel_memory : gradient_panel<T> {
-    interval next_run;   // the first run of keys that is not behind, if they lie scattered
     T* query_rows;       // [lane][padded dim], scaled
     T* dout_rows;        // [lane][padded value_dim]
     bool finite = true;  // the rows hold neither NaN nor infinity
@@ -72,29 +71,38 @@ struct backward_scratch {
   backward_scratch(arena& memory, problem<T> const& p, index_t panels, index_t readers)
       : keys(memory),
         padded_dim(simd::round_up(p.dim, lanes)),
-        padded_value_dim(simd::round_up(p.value_dim, lanes)) {
+        padded_value_dim(simd::round_up(p.value_dim, lanes)),
+        stripe(std::clamp(stripe_numbers / std::max<index_t>(padded_dim + padded_value_dim, 1) /
+                              keys_per_tile * keys_per_tile,
+                          keys_per_tile, 8 * keys_per_tile)) {
     constexpr index_t width = shape::max_lanes;
     panel_ = memory.take<panel_memory>(panels);
     for (index_t i = 0; i < panels; ++i) {
       panel_memory const parts(memory, p, padded_dim, padded_value_dim);
       if (!memory.measuring()) new (panel_ + i) panel_memory(parts);
     }
-    key = memory.take<T>(keys_per_tile * p.dim);
-    value = memory.take<T>(keys_per_tile * p.value_dim);
+    key = memory.take<T>(stripe * p.dim);
+    value = memory.take<T>(stripe * p.value_dim);
     weights = memory.take<T>(keys_per_tile * width);
     dscores = memory.take<T>(keys_per_tile * width);
     staged = memory.take<T>(readers * staged_stride);
-    dkey = memory.take<T>(keys_per_tile * padded_dim);
-    dvalue = memory.take<T>(keys_per_tile * padded_value_dim);
+    dkey = memory.take<T>(stripe * padded_dim);
+    dvalue = memory.take<T>(stripe * padded_value_dim);
+    key_rows = memory.take<T const*>(keys_per_tile);
+    value_rows = memory.take<T const*>(keys_per_tile);
+    dkey_rows = memory.take<T*>(keys_per_tile);
+    dvalue_rows = memory.take<T*>(keys_per_tile);
     rows = memory.take<T>(2 * width * std::max(p.dim, p.value_dim));
   }
 
   panel_memory& operator[](index_t i) const { return panel_[i]; }
 
   static constexpr index_t staged_stride = keys_per_tile * shape::max_lanes;
+  static constexpr index_t stripe_numbers = 1 << 16;  // stay in the second cache
   key_tile<T> keys;
   index_t padded_dim;
   index_t padded_value_dim;
+  index_t stripe;  // keys whose gradients are held; a tile, unless keys lie scattered
   T* key;
   T* value;
   T* weights;
@@ -102,6 +110,10 @@ struct backward_scratch {
   T* staged;
   T* dkey;
   T* dvalue;
+  T const** key_rows;  // of the tile
+  T const** value_rows;
+  T** dkey_rows;
+  T** dvalue_rows;
   T* rows;
 
  private:
@@ -122,30 +134,23 @@ class backward_worker {
                   Bound const& bound, memory& scratch)
       : p_(p), saved_(saved), where_(where), bound_(bound), scratch_(scratch) {}
 
-  /// Panels [panels.first, panels.last) against the keys of a chunk. Adds to the rows of dkey and
-  /// dvalue that belong to the chunk; `share` receives the chunk's part of d loss / d (scaled
-  /// query): [panel][dim][lane].
-  void run(interval panels, interval chunk, T* share, accumulator<T> const& dkey,
-           accumulator<T> const& dvalue) {
+  /// Panels [panels.first, panels.last) against the keys of a chunk, of which they meet some in `met`. Adds to the
+  /// rows of dkey and dvalue that belong to the chunk; `share` receives the chunk's part of
+  /// d loss / d (scaled query): [panel][dim][lane].
+  void run(interval panels, interval chunk, interval_set const& met, T* share,
+           accumulator<T> const& dkey, accumulator<T> const& dvalue) {
     std::fill_n(share, panels.size() * shape::max_lanes * p_.dim, T(0));
-    interval_set keys;
-    for (index_t number = panels.first; number < panels.last; ++number)
-      keys = keys | pattern_keys(bound_.pattern,
-                                 panelling<T, Arch>::at(where_, p_.position, number).positions,
-                                 where_.keys);
-    if (keys.hull_within(chunk).empty()) return;
-    for (index_t i = 0; i < panels.size(); ++i) open(scratch_[i], panels.first + i, chunk);
-    for (index_t first = chunk.first; first < chunk.last; first += keys_per_tile) {
-      interval const tile{first, std::min(first + keys_per_tile, chunk.last)};
-      if (!keys.hull_within(tile).empty()) visit(tile, panels.size(), share, dkey, dvalue);
+    for (index_t i = 0; i < panels.size(); ++i) open(scratch_[i], panels.first + i);
+    index_t const size = bound_.pattern.scattered() ? scratch_.stripe : keys_per_tile;
+    for (index_t first = chunk.first; first < chunk.last; first += size) {
+      interval const stripe{first, std::min(first + size, chunk.last)};
+      if (!met.hull_within(stripe).empty()) visit(stripe, panels.size(), share, dkey, dvalue);
     }
   }
 
  private:
-  void open(panel_memory& at, index_t number, interval chunk) {
+  void open(panel_memory& at, index_t number) {
     open_gradient_panel<Arch>(p_, saved_, where_, bound_, number, at, scratch_.rows);
-    if (bound_.pattern.scattered())
-      at.next_run = bound_.pattern.next_keys(at.queries.positions, chunk.first, where_.keys);
     interval const rows = at.queries.rows;
     T* const scale = scratch_.weights;
     for (index_t lane = 0; lane < rows.size(); ++lane)
@@ -167,38 +172,37 @@ class backward_worker {
     }
   }
 
-  void visit(interval tile, index_t panels, T* share, accumulator<T> const& dkey,
+  void visit(interval stripe, index_t panels, T* share, accumulator<T> const& dkey,
              accumulator<T> const& dvalue) {
     index_t const key_head = p_.key_head(where_.head), value_head = p_.value_head(where_.head);
-    row_block<T> const key = key_rows(p_.key, where_, key_head, tile, scratch_.key, true);
-    row_block<T> const value = key_rows(p_.value, where_, value_head, tile, scratch_.value, true);
+    row_block<T> const key = key_rows(p_.key, where_, key_head, stripe, scratch_.key, true);
+    row_block<T> const value = key_rows(p_.value, where_, value_head, stripe, scratch_.value, true);
     int key_finite = -1;
-    std::fill_n(scratch_.dkey, tile.size() * scratch_.padded_dim, T(0));
-    std::fill_n(scratch_.dvalue, tile.size() * scratch_.padded_value_dim, T(0));
-    auto const meet = [&](panel_memory& at, interval part, T* panel_share) {
-      scratch_.keys.set(part, at, bound_.pattern);
-      if (scratch_.keys.count == 0) return;
+    std::fill_n(scratch_.dkey, stripe.size() * scratch_.padded_dim, T(0));
+    std::fill_n(scratch_.dvalue, stripe.size() * scratch_.padded_value_dim, T(0));
+    auto const meet = [&](panel_memory& at, T* panel_share) {
+      locate(stripe.first, key, value);
       bool const hidden = hides(bound_, !scratch_.keys.masked.empty());
       if (hidden && key_finite < 0)
-        key_finite = all_finite<Arch, T>(key, tile.size(), p_.dim) ? 1 : 0;
-      index_t const skipped = scratch_.keys.runs[0].first - tile.first;
+        key_finite = all_finite<Arch, T>(key, stripe.size(), p_.dim) ? 1 : 0;
       with_registers(at.queries.registers, [&](auto registers) {
-        absorb<registers>(at, !hidden || key_finite == 1, !hidden || at.finite,
-                          {key.data + skipped * key.stride, key.stride},
-                          {value.data + skipped * value.stride, value.stride}, panel_share,
-                          scratch_.dkey + skipped * scratch_.padded_dim,
-                          scratch_.dvalue + skipped * scratch_.padded_value_dim);
+        absorb<registers>(at, !hidden || key_finite == 1, !hidden || at.finite, panel_share);
       });
     };
     for (index_t i = 0; i < panels; ++i) {
       panel_memory& at = scratch_[i];
       T* const panel_share = share + i * shape::max_lanes * p_.dim;
-      if (bound_.pattern.scattered())
-        each_run(at, tile, [&](interval part) { meet(at, part, panel_share); });
-      else
-        meet(at, at.keys.hull_within(tile), panel_share);
+      if (bound_.pattern.scattered()) {
+        gather_keys(bound_.pattern, at.queries.positions, where_.keys, stripe, scratch_.keys, [&] {
+          scratch_.keys.mask(at, bound_.pattern);
+          meet(at, panel_share);
+        });
+      } else {
+        scratch_.keys.set(at.keys.hull_within(stripe), at, bound_.pattern);
+        if (scratch_.keys.count > 0) meet(at, panel_share);
+      }
     }
-    where_.each_key_run(tile, [&](index_t before, token_run tokens) {
+    where_.each_key_run(stripe, [&](index_t before, token_run tokens) {
       dkey.add(where_.batch, key_head, tokens, scratch_.dkey + before * scratch_.padded_dim,
                scratch_.padded_dim);
       dvalue.add(where_.batch, value_head, tokens,
@@ -206,35 +210,30 @@ class backward_worker {
     });
   }
 
-  /// Calls f for the runs of scattered keys in a tile. Runs with few keys between them are taken as one.
-  template <class F>
-  void each_run(panel_memory& at, interval tile, F&& f) const {
-    constexpr index_t few = 8;
-    interval met{};
-    while (!at.next_run.empty() && at.next_run.first < tile.last) {
-      interval const part = intersect(at.next_run, tile);
-      if (!met.empty() && part.first - met.last > few) f(std::exchange(met, part));
-      met = {met.empty() ? part.first : met.first, part.last};
-      if (at.next_run.last > tile.last) break;
-      at.next_run = bound_.pattern.next_keys(at.queries.positions, at.next_run.last, where_.keys);
-    }
-    if (!met.empty()) f(met);
+  /// Finds out where the rows of the tile's keys and of their gradients are, in a stripe from `first` on.
+  void locate(index_t first, row_block<T> key, row_block<T> value) const {
+    index_t k = 0;
+    for (interval run : scratch_.keys.each_run())
+      for (index_t at = run.first - first; at < run.last - first; ++at, ++k) {
+        scratch_.key_rows[k] = key[at];
+        scratch_.value_rows[k] = value[at];
+        scratch_.dkey_rows[k] = scratch_.dkey + at * scratch_.padded_dim;
+        scratch_.dvalue_rows[k] = scratch_.dvalue + at * scratch_.padded_value_dim;
+      }
   }
 
   template <int Registers>
-  void absorb(panel_memory& at, bool key_finite, bool rows_finite, row_block<T> key,
-              row_block<T> value, T* share, T* dkey, T* dvalue) {
+  void absorb(panel_memory& at, bool key_finite, bool rows_finite, T* share) {
     constexpr index_t width = lanes * Registers;
     key_tile<T> const& keys = scratch_.keys;
     index_t const count = keys.count;
+    scattered_rows<T> const key{scratch_.key_rows}, value{scratch_.value_rows};
     T* const weights = scratch_.weights;
     T* const dscores = scratch_.dscores;
     score_tile<Registers, Arch, T, Bound> const tile{
         bound_, at.queries, at.positions, keys, weights, scratch_.staged, memory::staged_stride};
-    simd::multiply<Registers, false, Arch>(count, p_.dim, {key.data, key.stride, 1}, at.query,
-                                           width, weights, width);
-    simd::multiply<Registers, false, Arch>(count, p_.value_dim, {value.data, value.stride, 1},
-                                           at.dout, width, dscores, width);
+    multiply_keys<Registers, Arch>(count, p_.dim, key, at.query, weights);
+    multiply_keys<Registers, Arch>(count, p_.value_dim, value, at.dout, dscores);
     tile.stage();
     if (hides(bound_, !keys.masked.empty()))
       differentiate<Registers, true>(at, tile, count);
@@ -242,16 +241,15 @@ class backward_worker {
       differentiate<Registers, false>(at, tile, count);
 
     if (key_finite)
-      simd::multiply<Registers, true, Arch>(p_.dim, count, {key.data, 1, key.stride}, dscores,
-                                            width, share, width);
+      multiply_values<Registers, Arch>(p_.dim, count, key, dscores, share);
     else
       multiply_visible<Registers, Arch>(p_.dim, count, key, dscores, weights, share, width);
     add_rows(count, at.queries.count(), dscores, weights, width, rows_finite, at.query_rows,
-             scratch_.padded_dim, dkey);
+             scratch_.padded_dim, scratch_.dkey_rows);
     if constexpr (std::tuple_size_v < decltype(Bound::factors) >> 0)
       apply_factors<Registers>(tile, count);
     add_rows(count, at.queries.count(), weights, weights, width, rows_finite, at.dout_rows,
-             scratch_.padded_value_dim, dvalue);
+             scratch_.padded_value_dim, scratch_.dvalue_rows);
   }
 
   /// From raw scores and d loss / d weight: weights, -0 where a pair is hidden, and d loss / d raw
@@ -308,25 +306,25 @@ class backward_worker {
 
   /// to[key][column] += sum_lane numbers[key][lane] * rows[lane][column].
   void add_rows(index_t keys, index_t count, T const* numbers, T const* marks, index_t width,
-                bool finite, T const* rows, index_t columns, T* to) {
+                bool finite, T const* rows, index_t columns, T* const* to) {
     if (!finite) return add_visible_rows(keys, count, numbers, marks, width, rows, columns, to);
     index_t const registers = columns / lanes, parts = (registers + 2) / 3;
     for (index_t part = 0; part < parts; ++part) {
       index_t const first = registers * part / parts, last = registers * (part + 1) / parts;
       with_registers(static_cast<int>(last - first), [&](auto size) {
-        simd::multiply<size, true, Arch>(keys, count, {numbers, width, 1}, rows + first * lanes,
-                                         columns, to + first * lanes, columns);
+        simd::multiply_into_rows<size, Arch>(keys, count, simd::scalar_rows<T>{numbers, width, 1},
+                                             rows + first * lanes, columns, to, first * lanes);
       });
     }
   }
 
   void add_visible_rows(index_t keys, index_t count, T const* numbers, T const* marks,
-                        index_t width, T const* rows, index_t columns, T* to) {
+                        index_t width, T const* rows, index_t columns, T* const* to) {
     for (index_t k = 0; k < keys; ++k)
       for (index_t lane = 0; lane < count; ++lane)
         if (!(marks[k * width + lane] == T(0) && std::signbit(marks[k * width + lane])))
           for (index_t c = 0; c < columns; c += lanes) {
-            T* const sum = to + k * columns + c;
+            T* const sum = to[k] + c;
             xsimd::fma(batch(numbers[k * width + lane]),
                        batch::load_aligned(rows + lane * columns + c), batch::load_aligned(sum))
                 .store_aligned(sum);
@@ -344,6 +342,7 @@ class backward_worker {
 template <class T>
 struct backward_memory {
   T* shares;           // of the query gradient, one for each piece of a wave
+  char* shared;        // whether a piece has left one
   double* scale_sums;  // one for each panel of a wave
   accumulator<T> query, key, value;
   std::byte* workers;
@@ -381,12 +380,18 @@ double backward_waves(problem<T> const& p, saved_result<T> const& saved, Sentenc
           interval const panels = panels_of(where);
           index_t const size = plan.keys_per_chunk(where.keys), chunk = piece % plan.chunks;
           interval const keys = intersect({chunk * size, (chunk + 1) * size}, {0, where.keys});
+          to.shared[piece] = 0;
           if (panels.empty() || keys.empty()) return;
+          bound const here = whole.at(where);
+          interval const rows = panelling<T, Arch>::rows(where, panels);
+          interval_set const met =
+              pattern_keys(here.pattern, p.position.hull(where, rows), where.keys);
+          if (met.hull_within(keys).empty()) return;
+          to.shared[piece] = 1;
           arena own(to.workers + worker * to.worker_bytes);
           backward_scratch<T, Arch> scratch(own, p, plan_type::panels_per_block, readers);
-          bound const here = whole.at(where);
           backward_worker<T, Arch, bound>(p, saved, where, here, scratch)
-              .run(panels, keys, to.shares + piece * plan.query_share(), to.key, to.value);
+              .run(panels, keys, met, to.shares + piece * plan.query_share(), to.key, to.value);
         });
         parallel_for(
             run_on, wave * plan_type::panels_per_block, [&](index_t piece, index_t worker) {
@@ -397,14 +402,14 @@ double backward_waves(problem<T> const& p, saved_result<T> const& saved, Sentenc
               if (number >= panels.size()) return;
               panel const queries =
                   panelling<T, Arch>::at(where, p.position, panels.first + number);
-              T const* const first_share =
-                  to.shares +
-                  piece / plan_type::panels_per_block * plan.chunks * plan.query_share() +
-                  number * plan_type::shape::max_lanes * p.dim;
-              to.scale_sums[piece] =
-                  add_shares<T, Arch>(p, where, queries, first_share, plan.query_share(),
-                                      plan.chunks_of(where.keys), to.query, row_gradients,
-                                      reinterpret_cast<T*>(to.workers + worker * to.worker_bytes));
+              index_t const first_piece = piece / plan_type::panels_per_block * plan.chunks;
+              T const* const first_share = to.shares + first_piece * plan.query_share() +
+                                           number * plan_type::shape::max_lanes * p.dim;
+              to.scale_sums[piece] = add_shares<T, Arch>(
+                  p, where, queries, first_share, plan.query_share(),
+                  {to.shared + first_piece, static_cast<std::size_t>(plan.chunks_of(where.keys))},
+                  to.query, row_gradients,
+                  reinterpret_cast<T*>(to.workers + worker * to.worker_bytes));
             });
         for (index_t piece = 0; piece < wave * plan_type::panels_per_block; ++piece)
           dscale += to.scale_sums[piece];
@@ -446,6 +451,7 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
   auto const lay_out = [&](arena& memory) {
     return backward_memory<T>{
         memory.take<T>(pieces_per_wave * plan.query_share()),
+        memory.take<char>(pieces_per_wave),
         memory.take<double>(plan.groups_per_wave * plan_type::panels_per_block),
         accumulator<T>(dquery, memory),
         accumulator<T>(dkey, memory),

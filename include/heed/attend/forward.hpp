@@ -172,31 +172,10 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     }
   }
 
-  /// One panel through just the keys that it meets, wherever they lie, in tiles of about the same size.
+  /// One panel through just the keys that it meets, wherever they lie.
   void gather(panel_memory& at) {
-    constexpr std::size_t most_runs = 64;
-    interval runs[most_runs];
-    scratch_.keys.clear();
-    for (index_t from = 0;;) {
-      std::size_t const count =
-          bound_.pattern.list_keys(at.queries.positions, from, where_.keys, runs);
-      index_t keys = scratch_.keys.count;
-      for (std::size_t i = 0; i < count; ++i) keys += runs[i].size();
-      index_t const tiles = std::max<index_t>(1, (keys + keys_per_tile - 1) / keys_per_tile);
-      index_t const size = std::min(keys_per_tile, simd::round_up((keys + tiles - 1) / tiles, 4));
-      if (scratch_.keys.count >= size) meet(at);  // what the runs before left over
-      for (std::size_t i = 0; i < count; ++i)
-        for (interval run = runs[i]; !run.empty();) {
-          interval const part{run.first,
-                              std::min(run.last, run.first + size - scratch_.keys.count)};
-          scratch_.keys.add(part);
-          if (scratch_.keys.count == size) meet(at);
-          run.first = part.last;
-        }
-      if (count < most_runs) break;
-      from = runs[count - 1].last;
-    }
-    if (scratch_.keys.count > 0) meet(at);
+    gather_keys(bound_.pattern, at.queries.positions, where_.keys, {0, where_.keys}, scratch_.keys,
+                [&] { meet(at); });
   }
 
   /// A panel meets the keys that have been gathered.
@@ -217,7 +196,6 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     auto const finite = [&](index_t) { return !careful_; };
     with_registers(at.queries.registers,
                    [&](auto registers) { absorb<registers>(at, key, value, finite); });
-    scratch_.keys.clear();
   }
 
   // Whether the values of a tile are finite, found out at most once.

@@ -171,11 +171,11 @@ row_gradient_targets<T> make_row_gradients(I const&... ingredients) {
   return targets;
 }
 
-/// Adds up the chunks' shares of a panel's query gradient, in order, and stores it. Returns the
-/// panel's part of the gradient of scale if that is asked for.
+/// Adds up the chunks' shares of a panel's query gradient, in order, of those that have `shared`, and
+/// stores it. Returns the panel's part of the gradient of scale if that is asked for.
 template <class T, class Arch>
 double add_shares(problem<T> const& p, place const& where, panel const& queries, T const* shares,
-                  index_t stride, index_t chunks, accumulator<T> const& dquery,
+                  index_t stride, std::span<char const> shared, accumulator<T> const& dquery,
                   row_gradient_targets<T> const& targets, T* memory) {
   using shape = simd::tile_shape<T, Arch>;
   using batch = xsimd::batch<T, Arch>;
@@ -184,11 +184,11 @@ double add_shares(problem<T> const& p, place const& where, panel const& queries,
   T* const sum = memory;
   T* const rows = sum + simd::round_up(p.dim * shape::max_lanes, 64);
   T* const query = rows + simd::round_up(p.dim * shape::max_lanes, 64);
-  for (index_t i = 0; i < size; i += shape::lanes) {
-    batch total(T(0));
-    for (index_t c = 0; c < chunks; ++c) total += batch::load_unaligned(shares + c * stride + i);
-    total.store_aligned(sum + i);
-  }
+  std::fill_n(sum, size, T(0));
+  for (std::size_t c = 0; c < shared.size(); ++c)
+    if (T const* const share = shares + static_cast<index_t>(c) * stride; shared[c])
+      for (index_t i = 0; i < size; i += shape::lanes)
+        (batch::load_aligned(sum + i) + batch::load_unaligned(share + i)).store_aligned(sum + i);
   simd::transpose<Arch>(p.dim, count, sum, width, rows, p.dim);
   double dscale = 0;
   bool const wanted = targets.scale != nullptr || targets.rows.data() != nullptr;

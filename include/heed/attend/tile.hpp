@@ -37,14 +37,19 @@ template <class T, class Arch>
 struct panelling {
   using shape = simd::tile_shape<T, Arch>;
 
-  static index_t rows(any_arrangement const* order) {
+  static index_t size(any_arrangement const* order) {
     index_t const wanted = order == nullptr ? 0 : order->panel_rows();
     return wanted > 0 ? std::min(wanted, shape::max_lanes) : shape::max_lanes;
   }
 
   static index_t count(place const& where) {
-    index_t const size = rows(where.order);
-    return (where.rows + size - 1) / size;
+    index_t const rows = size(where.order);
+    return (where.rows + rows - 1) / rows;
+  }
+
+  static interval rows(place const& where, interval panels) {
+    index_t const rows = size(where.order);
+    return {panels.first * rows, std::min(panels.last * rows, where.rows)};
   }
 
   /// The most that a sequence has.
@@ -55,8 +60,7 @@ struct panelling {
   }
 
   static panel at(place const& where, standing const& position, index_t number) {
-    index_t const size = rows(where.order);
-    interval const rows{number * size, std::min((number + 1) * size, where.rows)};
+    interval const rows = panelling::rows(where, {number, number + 1});
     return {rows, position.hull(where, rows),
             static_cast<int>((rows.size() + shape::lanes - 1) / shape::lanes)};
   }
@@ -290,6 +294,42 @@ struct key_tile {
     return ~std::uint64_t{0} >> (64 - queries.size());
   }
 };
+
+/// Brings the keys in `among` that a panel meets, wherever they lie, into a tile, and calls meet() with each tileful, of
+/// about the same size. The panel meets nothing else, so the tile needs a mask only within its runs.
+template <class T, class Meet>
+void gather_keys(bound_any_pattern const& pattern, interval queries, index_t all_keys,
+                 interval among, key_tile<T>& tile, Meet&& meet) {
+  constexpr std::size_t most_runs = 64;
+  interval runs[most_runs];
+  tile.clear();
+  auto const meet_and_clear = [&] {
+    meet();
+    tile.clear();
+  };
+  for (index_t from = among.first;;) {
+    std::size_t const found = pattern.list_keys(queries, from, all_keys, runs);
+    std::size_t count = 0;
+    index_t keys = tile.count;
+    while (count < found && runs[count].first < among.last) {
+      runs[count].last = std::min(runs[count].last, among.last);
+      keys += runs[count++].size();
+    }
+    index_t const tiles = std::max<index_t>(1, (keys + keys_per_tile - 1) / keys_per_tile);
+    index_t const size = std::min(keys_per_tile, simd::round_up((keys + tiles - 1) / tiles, 4));
+    if (tile.count >= size) meet_and_clear();  // what the runs before left over
+    for (std::size_t i = 0; i < count; ++i)
+      for (interval run = runs[i]; !run.empty();) {
+        interval const part{run.first, std::min(run.last, run.first + size - tile.count)};
+        tile.add(part);
+        if (tile.count == size) meet_and_clear();
+        run.first = part.last;
+      }
+    if (count < most_runs) break;
+    from = runs[count - 1].last;
+  }
+  if (tile.count > 0) meet_and_clear();
+}
 
 /// Columns as rows of the output: the reverse of load_columns, each lane times its factor.
 template <class Arch, class T>

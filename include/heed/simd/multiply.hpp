@@ -133,4 +133,22 @@ void multiply_columns(index_t columns, index_t depth, T const* const* rows, T co
   }
 }
 
+/// Into rows that lie anywhere, sums[row][lane] += sum_k a(row, k) * b[k][lane]; `column` is where in them.
+template <int Registers, class Arch, class T>
+void multiply_into_rows(index_t rows, index_t depth, scalar_rows<T> a, T const* b, index_t b_stride,
+                        T* const* sums, index_t column) {
+  constexpr int step = tile_shape<T, Arch>::template rows<Registers>;
+  for (index_t first = 0; first < rows; first += step) {
+    T const* row[step];
+    T* sum[step];
+    for (int i = 0; i < step; ++i) {
+      index_t const r = std::min(first + i, rows - 1);
+      row[i] = a.data + r * a.row_stride;
+      sum[i] = sums[r] + column;
+    }
+    detail::multiply_tile<step, Registers, true, T, Arch>(row, a.depth_stride, b, b_stride, depth,
+                                                          sum);
+  }
+}
+
 }  // namespace heed::simd
