@@ -362,13 +362,11 @@ std::string in_two(Problem& p, Forward const& forward, Backward const& backward)
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("slot attention: two parts and their gradients are the whole",
-                   "[mechanism][slot_attention]", double, float) {
-  using T = TestType;
+TEST_CASE("slot attention: two parts and their gradients are the whole",
+          "[mechanism][slot_attention]") {
+  using T = double;
   for_each_seed("gsa in two", 30, [](seed_t seed) {
     gsa_problem<T> p(seed, true);
-    // Softmax makes more of an error in the scores the larger they are.
-    p.scale = 1 / std::sqrt(double(p.D));
     heed::scale const by{p.scale};
     return in_two<T>(
         p,
@@ -385,7 +383,6 @@ TEMPLATE_TEST_CASE("slot attention: two parts and their gradients are the whole"
   });
   for_each_seed("abc in two", 30, [](seed_t seed) {
     abc_problem<T> p(seed, true);
-    p.scale = 1 / std::sqrt(double(p.D));
     heed::scale const by{p.scale};
     return in_two<T>(
         p,
