@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/recur/forward.hpp>
+#include <heed/recur/gate_gradients.hpp>
 
 #include <cmath>
 #include <utility>
@@ -12,68 +13,8 @@
 ///     dK = scatter(dP, Q) + to_end(U R^T)                     R <- e^G_end R + from_start(Q)^T dO
 ///
 /// The erasing of the delta rule is one more row that reads: the key itself, before the token, its gradient that of what was
-/// missed, negated. The gradient of a token's log gate is the sum of all that passes it: pairs of a later row and an earlier key,
-/// later rows and the state before, earlier keys and R, and the state and R. Gates of channels take it as R S_end and the sum
-/// of q dq - k dk over later tokens, a difference of sums no longer than the chunk.
+/// missed, negated.
 namespace heed::recur {
-
-/// Where gradients of rows go: to the tensor, or, where heads share its rows, to a buffer of all of them, whose sums the
-/// tensor receives in the end.
-template <class T>
-struct gradient_rows {
-  sink<T> to;
-  index_t heads = 0;         // that gradients are made for
-  tensor_view<T, 4> buffer;  // [batch, head, position, dim], or none
-  bool wanted = false;
-
-  void store(index_t batch, index_t head, index_t first, index_t rows, T const* from,
-             index_t stride) const {
-    if (!wanted) return;
-    if (buffer.data() == nullptr) return to.store(batch, head, first, rows, from, stride);
-    for (index_t i = 0; i < rows; ++i)
-      std::copy_n(from + i * stride, buffer.extent(3), &buffer(batch, head, first + i, 0));
-  }
-
-  /// Whether a buffer is needed, taken from `memory`.
-  void take_buffer(arena& memory) {
-    auto const& e = to.extents();
-    if (!wanted || e[2] == heads) return;
-    T* const at = memory.take<T>(e[0] * heads * e[1] * e[3]);
-    buffer = {at, {e[0], heads, e[1], e[3]}};
-  }
-
-  void add_up(any_executor const& run_on) const {
-    if (!wanted || buffer.data() == nullptr || buffer.size() == 0) return;
-    auto const& e = to.extents();
-    index_t const share = heads / e[2], dim = e[3];
-    parallel_for(run_on, e[0] * e[2], [&](index_t piece, index_t) {
-      index_t const batch = piece / e[2], head = piece % e[2];
-      for (index_t i = 0; i < e[1]; ++i) {
-        T* const sum = &buffer(batch, head * share, i, 0);
-        for (index_t other = 1; other < share; ++other) {
-          T const* const row = &buffer(batch, head * share + other, i, 0);
-          for (index_t d = 0; d < dim; ++d) sum[d] += row[d];
-        }
-        to.store(batch, head, i, 1, sum, dim);
-      }
-    });
-  }
-};
-
-template <class T>
-struct gradients {
-  source<T> out, dout;
-  gradient_rows<T> query, key, value, key_gate, value_gate, rate;
-  bool ends = false;  // with a gradient of the final state
-  source<T> final;
-  bool begins = false;
-  sink<T> initial;
-
-  template <class F>
-  void for_each(F f) {
-    f(query), f(key), f(value), f(key_gate), f(value_gate), f(rate);
-  }
-};
 
 template <class T, class Arch>
 class backward_worker : public chunk_worker<T, Arch> {
@@ -95,7 +36,7 @@ class backward_worker : public chunk_worker<T, Arch> {
   using base::written;
 
   backward_worker(arena& memory, problem<T> const& p, gradients<T> const& g)
-      : base(memory, p), g_(g) {
+      : base(memory, p), g_(g), gates_(memory, p, g, *this) {
     index_t const tokens = score_stride;
     auto const rows = [&](index_t stride) {
       padded_rows<T> const block_of_rows{memory.take<T>(tokens * stride), stride};
@@ -125,22 +66,6 @@ class backward_worker : public chunk_worker<T, Arch> {
       drates_ = memory.take<T>(tokens);
       given_rates_ = memory.take<T>(tokens);
     }
-    if (p.key_fading == fading::channels) {
-      key_sums_ = memory.take<T>(tokens * features);
-      key_total_ = memory.take<double>(features);
-    } else if (p.key_fading == fading::scalar) {
-      passing_ = memory.take<double>(tokens);
-      later_ = memory.take<double>(tokens);
-      earlier_ = memory.take<double>(tokens);
-      key_total_ = memory.take<double>(1);
-      column_sums_ = memory.take<T>(score_stride);
-      left_ = square();
-    }
-    if (p.value_fading != fading::none) {
-      value_sums_ = memory.take<T>(tokens * columns);
-      value_total_ = memory.take<double>(columns);
-    }
-    gate_row_ = memory.take<T>(std::max(features, columns));
     if (!memory.measuring()) std::fill_n(written_transposed_, columns * score_stride, T(0));
   }
 
@@ -227,7 +152,7 @@ class backward_worker : public chunk_worker<T, Arch> {
                             T const* ended) {
     simd::transpose<Arch>(p_.features, columns, state, columns, state_transposed_, features);
     if (count > 0) {
-      begin_gates(state, ended);
+      gates_.begin(state, ended, gradient);
       simd::transpose<Arch>(p_.features, columns, gradient, columns, gradient_transposed_,
                             features);
       simd::transpose<Arch>(count, columns, written.data, written.stride, written_transposed_,
@@ -238,7 +163,7 @@ class backward_worker : public chunk_worker<T, Arch> {
       read_backward(at, now, at.head * p_.readers() + r, state);
     if (count == 0) return;
     if (this->erases()) erase_backward();
-    finish_gates(at, now);
+    gates_.store(at, now, dkeys_, dwritten_);
     store_keys(at, now);
   }
 
@@ -252,34 +177,7 @@ class backward_worker : public chunk_worker<T, Arch> {
     product<false, Arch>(count, p_.columns, this->along(this->written_at_end), gradient_transposed_,
                          features, features, dkeys_.data, features);
     if (key_fade.kind() == fading::channels) key_fade.to_end(dkeys_, features, dkeys_);
-    if (sums_pairs())
-      for (index_t j = 0; j < count; ++j)
-        earlier_[j] = static_cast<double>(inner_product<Arch>(keys[j], dkeys_[j], features));
-  }
-
-  /// Whether the gradient of one gate a token is wanted.
-  bool sums_pairs() const { return g_.key_gate.wanted && key_fade.kind() == fading::scalar; }
-
-  /// A row that reads with these scores and their gradients, before either fades twice: each pair passes the gates of the tokens
-  /// after its key, up to its row.
-  void add_pairs(T const* pair_scores, T sign) {
-    std::fill_n(column_sums_, score_stride, T(0));
-    for (index_t t = count; t-- > 1;) {
-      index_t const row = t * score_stride;
-      batch sum(T(0));
-      for (index_t j = 0; j < t; j += lanes) {
-        batch const passing = xsimd::fma(batch::load_aligned(pair_scores + row + j),
-                                         batch::load_aligned(dscores_ + row + j),
-                                         batch::load_aligned(column_sums_ + j));
-        passing.store_aligned(column_sums_ + j);
-      }
-      // The token's own pair, and what lies beyond, begins at its gate.
-      std::fill(column_sums_ + t, column_sums_ + simd::round_up(t, lanes), T(0));
-      for (index_t j = 0; j < t; j += lanes) sum += batch::load_aligned(column_sums_ + j);
-      alignas(64) T each[lanes];
-      sum.store_aligned(each);
-      for (T one : each) passing_[t] += static_cast<double>(sign * one);
-    }
+    gates_.add_end(dkeys_);
   }
 
   /// Queries, scores and dO of one head's rows.
@@ -310,12 +208,10 @@ class backward_worker : public chunk_worker<T, Arch> {
                     columns);
       else
         this->read(state, now.rows);  // they may have been rounded where they were stored
-      for (index_t i = 0; i < now.rows; ++i)
-        add_products(out[i], dout_[i], columns, T(1), value_sums_ + i * columns);
+      gates_.add_values(now.rows, out, dout_);
     }
     if (count > 0) value_fade.scatter(at_once, this->scores, dout_, columns, dwritten_);
     see_backward(at_once, false, now.rows, queries, this->seeing(), dout_, seen_dout(), dqueries_);
-    add_to_gates(now.rows, queries, dqueries_, 1);
     store_features(side::query, p_.query, g_.query, where.batch, p_.query_head(head), head,
                    where.first_row + now.first_row,
                    p_.causal ? now.first_row + where.keys - where.rows : now.first_row, now.rows,
@@ -331,14 +227,14 @@ class backward_worker : public chunk_worker<T, Arch> {
     if (count > 0) {
       if (key_fade.kind() != fading::none) key_fade.from_start(rows, dx, features, dx);
       value_fade.scores(at_once, strict, dz, written, written_transposed_, p_.columns, dscores_);
-      if (sums_pairs()) {
-        add_pairs(strict ? this->erasures : this->scores, strict ? T(-1) : T(1));
-        for (index_t i = 0; i < rows; ++i)
-          later_[i] += static_cast<double>(inner_product<Arch>(x[i], dx[i], features));
-      }
+      if (strict)
+        gates_.add_pairs(rows, this->erasures, dscores_, T(-1), x, dx);
+      else
+        gates_.add_pairs(rows, this->scores, dscores_, T(1), x, dx);
       key_fade.fade_scores(at_once, dscores_);
       key_fade.gather(at_once, dscores_, keys, features, dx);
       key_fade.scatter(at_once, dscores_, x, features, dkeys_);
+      gates_.add_rows(rows, x, dx);
     }
     add_share(rows, x_from_start, dz_from_start);
   }
@@ -411,79 +307,6 @@ class backward_worker : public chunk_worker<T, Arch> {
     for (index_t i = 0; i < count; ++i)
       multiply_row<Arch>(T(-1), this->keys_from_start[i], features, this->keys_from_start[i]);
     see_backward(rows_at_once, true, count, keys, this->keys_from_start, dout_, dout_, dqueries_);
-    add_to_gates(count, keys, dqueries_, 1);
-  }
-
-  void begin_gates(T const* state, T const* ended) {
-    if (sums_pairs()) {
-      std::fill_n(passing_, count, 0.0);
-      std::fill_n(later_, count, 0.0);
-      // What is left of the state at the end of the chunk.
-      std::fill_n(left_, p_.features * columns, T(0));
-      this->advance(state, left_, this->all_columns(), left_);
-      key_total_[0] =
-          static_cast<double>(inner_product<Arch>(left_, gradient, p_.features * columns));
-    } else if (g_.key_gate.wanted) {
-      std::fill_n(key_sums_, count * features, T(0));
-      for (index_t d = 0; d < p_.features; ++d)
-        key_total_[d] = static_cast<double>(
-            inner_product<Arch>(ended + d * columns, gradient + d * columns, columns));
-    }
-    if (g_.value_gate.wanted) {
-      std::fill_n(value_sums_, count * columns, T(0));
-      std::fill_n(gate_row_, columns, T(0));
-      for (index_t d = 0; d < p_.features; ++d)
-        add_products(ended + d * columns, gradient + d * columns, columns, T(1), gate_row_);
-      std::copy_n(gate_row_, columns, value_total_);
-    }
-  }
-
-  /// to += sign a b, number by number.
-  static void add_products(T const* a, T const* b, index_t n, T sign, T* to) {
-    for (index_t d = 0; d < n; d += lanes)
-      xsimd::fma(batch(sign) * batch::load_unaligned(a + d), batch::load_unaligned(b + d),
-                 batch::load_unaligned(to + d))
-          .store_unaligned(to + d);
-  }
-
-  /// sign x dx, of the features of a row, to the sums of its gates.
-  void add_to_gates(index_t rows, row_block<T> x, row_block<T> dx, T sign) {
-    if (count == 0 || !g_.key_gate.wanted || sums_pairs()) return;
-    for (index_t i = 0; i < rows; ++i)
-      add_products(x[i], dx[i], features, sign, key_sums_ + i * features);
-  }
-
-  void finish_gates(state_place const& at, chunk_list::chunk const& now) {
-    index_t const first = at.where.first_key + now.first_key, entry = at.where.batch;
-    add_to_gates(count, keys, dkeys_, -1);
-    if (sums_pairs()) {
-      for (index_t t = count - 1; t-- > 0;) later_[t] += later_[t + 1];
-      double before = 0;
-      for (index_t t = 0; t < count; before += earlier_[t++]) {
-        T const sum = static_cast<T>(key_total_[0] + passing_[t] + later_[t] + before);
-        g_.key_gate.store(entry, at.head, first + t, 1, &sum, 1);
-      }
-    } else if (g_.key_gate.wanted) {
-      store_sums(g_.key_gate, entry, at.head, first, p_.features, features, key_sums_, key_total_);
-    }
-    if (g_.value_gate.wanted) {
-      for (index_t j = 0; j < count; ++j)
-        add_products(written[j], dwritten_[j], columns, T(-1), value_sums_ + j * columns);
-      store_sums(g_.value_gate, entry, at.head, first, p_.columns, columns, value_sums_,
-                 value_total_);
-    }
-  }
-
-  /// The gradient of a token's gate is the sum of all from it on.
-  void store_sums(gradient_rows<T> const& to, index_t entry, index_t head, index_t first,
-                  index_t channels, index_t stride, T const* sums, double* total) {
-    for (index_t j = count; j-- > 0;) {
-      for (index_t d = 0; d < channels; ++d) {
-        total[d] += static_cast<double>(sums[j * stride + d]);
-        gate_row_[d] = static_cast<T>(total[d]);
-      }
-      to.store(entry, head, first + j, 1, gate_row_, channels);
-    }
   }
 
   void store_keys(state_place const& at, chunk_list::chunk const& now) {
@@ -536,6 +359,7 @@ class backward_worker : public chunk_worker<T, Arch> {
   }
 
   gradients<T> const& g_;
+  gate_gradients<T, Arch> gates_;
   padded_rows<T> dout_, faded_dout_, dwritten_, dkeys_, dqueries_;
   T* dscores_;
   T* written_transposed_;
@@ -545,17 +369,6 @@ class backward_worker : public chunk_worker<T, Arch> {
   T* draw_;
   T* drates_ = nullptr;
   T* given_rates_ = nullptr;
-  T* key_sums_ = nullptr;  // of each token's features, for their gates
-  // For one gate a token: what passes it between two tokens, from the state to later rows, from earlier keys to the end.
-  double* passing_ = nullptr;
-  double* later_ = nullptr;
-  double* earlier_ = nullptr;
-  T* column_sums_ = nullptr;
-  T* left_ = nullptr;
-  double* key_total_ = nullptr;
-  T* value_sums_ = nullptr;
-  double* value_total_ = nullptr;
-  T* gate_row_;
   T const* missed_ = nullptr;
   index_t loaded_head_ = -1;
   enum class share { empty, begun, done } share_ = share::empty;

@@ -169,11 +169,12 @@ class chunk_worker {
       if (first > 0)
         product<true, Arch>(last - first, first, {erasures + first * score_stride, score_stride, 1},
                             row(0), columns, width, row(first), columns);
-      for (index_t i = first; i < last; ++i) {
-        for (index_t j = first; j < i; ++j)
-          add_product<Arch>(erasures[i * score_stride + j], row(j), width, row(i));
-        if (missed != nullptr) std::copy_n(row(i), width, missed + i * columns + part.first);
-        multiply_row<Arch>(rates[i], row(i), width, row(i));
+      for (index_t e = part.first; e < part.last; e += lanes) {
+        batch before[block];
+        [&]<index_t... Row>(std::integer_sequence<index_t, Row...>) {
+          ((first + Row < last ? solve_row<Row>(first, e, before, missed) : void()), ...);
+        }
+        (std::make_integer_sequence<index_t, block>());
       }
     }
   }
@@ -323,6 +324,19 @@ class chunk_worker {
   }
 
  private:
+  /// Inside a block: one register of columns of what is written for the token at `Row`. `before`: those of the tokens before it.
+  template <index_t Row>
+  void solve_row(index_t first, index_t column, batch (&before)[block], T* missed) {
+    index_t const i = first + Row;
+    T const* const erased = erasures + i * score_stride + first;
+    batch sum = batch::load_aligned(written[i] + column);
+#pragma GCC unroll 16
+    for (index_t j = 0; j < Row; ++j) sum = xsimd::fma(batch(erased[j]), before[j], sum);
+    if (missed != nullptr) sum.store_aligned(missed + i * columns + column);
+    before[Row] = batch(rates[i]) * sum;
+    before[Row].store_aligned(written[i] + column);
+  }
+
   void load_rates(index_t entry, index_t head, index_t first) {
     p_.rate.numbers.copy(entry, p_.of_state(p_.rate.heads(), head), first, count, rates, 1);
     if (p_.rule != write_rule::exact_delta) return;
