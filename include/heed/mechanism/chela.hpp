@@ -152,10 +152,13 @@ void check_chela_shapes(tensor_view<S, 3> short_filter, tensor_view<L, 3> long_f
                    std::to_string(x[2]) + ", any] (batch, position, head, dim)";
           });
   index_t const count = sequences_among(x, x, ingredients...).count;
-  [[maybe_unused]] auto const fits = [&](std::string const& name, auto const& kept) {
+  [[maybe_unused]] auto const fits = [&](char const* name, auto const& kept) {
     auto const expect = [&](char const* part, auto const& view, tensor_shape const& shape,
                             char const* like) {
-      detail::expect_like((name + part).c_str(), view, shape, like);
+      require(view.extents() == shape, [&] {
+        return std::string(name) + part + " has shape " + shape_text(view.extents()) +
+               "; expected that of " + like + ", " + shape_text(shape);
+      });
     };
     expect(".short_inputs", kept.short_inputs, {count, x[2], short_filter.extent(0) - 1, x[3]},
            "the filter's history");

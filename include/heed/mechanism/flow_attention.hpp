@@ -127,11 +127,11 @@ void check_flow(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4
 
 /// A state, or a gradient by it, against the shapes of a call.
 template <class Held, class T>
-void check_flow_state(std::string const& name, Held const& held, recur::flow_call<T> const& c) {
+void check_flow_state(char const* name, Held const& held, recur::flow_call<T> const& c) {
   index_t const S = c.sequences.count, H = c.heads(), D = c.dim();
   auto const fits = [&](char const* part, auto const& view, auto const& expected) {
     require(view.extents() == expected && (view.size() == 0 || view.data() != nullptr), [&] {
-      return name + part + " has shape " + shape_text(view.extents()) + "; expected " +
+      return std::string(name) + part + " has shape " + shape_text(view.extents()) + "; expected " +
              shape_text(expected);
     });
   };

@@ -84,13 +84,12 @@ recur::chunk_places rat_chunks(tensor_view<Q, 4> q, index_t size, index_t tokens
 
 /// Whether a cache, or a gradient by it, has room for some chunks.
 template <class Cache, class Q>
-void check_rat_cache(std::string const& name, Cache const& cache, tensor_view<Q, 4> q,
-                     index_t chunks) {
+void check_rat_cache(char const* name, Cache const& cache, tensor_view<Q, 4> q, index_t chunks) {
   auto const holds = [&](char const* part, auto const& view, index_t least) {
     auto const& e = view.extents();
     require(e[0] == q.extent(0) && e[1] >= least && e[2] == q.extent(2) && e[3] == q.extent(3),
             [&] {
-              return name + part + " has shape " + shape_text(e) + "; expected [" +
+              return std::string(name) + part + " has shape " + shape_text(e) + "; expected [" +
                      std::to_string(q.extent(0)) + ", at least " + std::to_string(least) + ", " +
                      std::to_string(q.extent(2)) + ", " + std::to_string(q.extent(3)) +
                      "] (batch, chunk, head, dim)";
