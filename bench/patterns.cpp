@@ -8,6 +8,8 @@
 #include <heed/sliding_window.hpp>
 #include <heed/sparse.hpp>
 
+#include <benchmark/benchmark.h>
+
 #include <algorithm>
 
 namespace heed_bench {
@@ -151,6 +153,18 @@ subject random_blocks(index_t tokens, index_t side) {
           .memory = blocks};
 }
 
+/// What is done once, before the calls of a pattern: `relative` is its time as a share of one call's.
+template <class Build>
+void build_row(std::string const& name, shape const& of, std::function<subject()> make,
+               Build build) {
+  add(label("patterns_built/" + name)("N", of.queries), [=] {
+    auto const on = std::make_shared<problem>(of, make(), 1);
+    return measurement{.work = [on] { on->forward(); },
+                       .operations = 4 * on->what.pairs * static_cast<double>(of.heads * of.dim),
+                       .reference = [=] { benchmark::DoNotOptimize(build()); }};
+  });
+}
+
 rows const all([] {
   std::vector<int> threads{1};
   if (auto const more = thread_counts(); !more.empty()) threads.push_back(more.back());
@@ -193,6 +207,27 @@ rows const all([] {
   // Windows and strides that are whole boxes of queries.
   row("neighborhood/24x24_stride:8", {.dim = 64, .queries = 96 * 96, .heads = 4},
       around<2>({.canvas = {96, 96}, .window = {24, 24}, .stride = {8, 8}}));
+
+  shape const few{.dim = 64, .queries = 4096};
+  build_row(
+      "classify/sliding_window", few,
+      [] {
+        return plain(heed::sliding_window{511, 0}, 4096);
+      },
+      [] {
+        return heed::classify(heed::sliding_window{511, 0}, 4096, 4096);
+      });
+  build_row(
+      "classify/function", few,
+      [] {
+        return plain(heed::sliding_window{511, 0}, 4096);
+      },
+      [] {
+        return heed::classify([](auto i, auto j) { return (j <= i) & (i - j < 512); }, 4096, 4096);
+      });
+  heed::neighborhood<2> const square{.canvas = {64, 64}, .window = {7, 7}};
+  build_row("neighborhood/7x7", {.dim = 32, .queries = 4096, .heads = 4}, around<2>(square),
+            [=] { return heed::neighborhood_order<2>(square, heed::attend::panel_lanes<float>); });
 });
 
 }  // namespace
