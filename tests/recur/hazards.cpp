@@ -315,3 +315,34 @@ TEST_CASE("recurrence: a chunk longer than the sequence", "[recur][hazards]") {
     CHECK(support::same_bits(out.values<float>(), whole.values<float>()));
   }
 }
+
+TEST_CASE("recurrence: keys that no head reads move the state", "[recur][hazards]") {
+  index_t const tokens = 70, heads = 2, dim = 3, columns = 4;
+  support::random draw(3);
+  auto const k = normal(draw, {1, tokens, heads, dim}),
+             v = normal(draw, {1, tokens, heads, columns}),
+             dend = normal(draw, {1, dim, heads, columns});
+  for (bool dense : {false, true}) {
+    auto const run = [&](index_t readers) {
+      auto const q = normal(draw, {1, tokens, readers, dim});
+      auto dout = blank<float, 4>({1, tokens, readers, columns});
+      dout.fill([](auto const&) { return 0.0f; });
+      auto out = blank<float, 4>({1, tokens, readers, columns}),
+           dq = blank<float, 4>({1, tokens, readers, dim});
+      auto end = blank<float, 4>({1, dim, heads, columns});
+      auto dk = blank<float, 4>({1, tokens, heads, dim}),
+           dv = blank<float, 4>({1, tokens, heads, columns});
+      support::recurrence_call<float> c;
+      c.query = q.view(), c.key = k.view(), c.value = v.view();
+      c.out = out.view(), c.dout = std::as_const(dout).view();
+      c.final = end.view(), c.dfinal = dend.view();
+      c.dquery = dq.view(), c.dkey = dk.view(), c.dvalue = dv.view();
+      c.dense = dense;
+      c.forward();
+      c.backward();
+      return std::array{end.values<float>(), dk.values<float>(), dv.values<float>()};
+    };
+    auto const alone = run(0), read = run(heads);
+    for (std::size_t i = 0; i < alone.size(); ++i) CHECK(support::same_bits(alone[i], read[i]));
+  }
+}
