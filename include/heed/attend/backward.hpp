@@ -3,6 +3,7 @@
 #include <heed/attend/gradient.hpp>
 #include <heed/attend/sweep.hpp>
 #include <heed/attend/tile.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <numeric>
 #include <utility>
@@ -325,8 +326,8 @@ class backward_worker {
         if (!(marks[k * width + lane] == T(0) && std::signbit(marks[k * width + lane])))
           for (index_t c = 0; c < columns; c += lanes) {
             T* const sum = to[k] + c;
-            xsimd::fma(batch(numbers[k * width + lane]),
-                       batch::load_aligned(rows + lane * columns + c), batch::load_aligned(sum))
+            simd::fma(batch(numbers[k * width + lane]),
+                      batch::load_aligned(rows + lane * columns + c), batch::load_aligned(sum))
                 .store_aligned(sum);
           }
   }

@@ -2,6 +2,7 @@
 
 #include <heed/attend/tile.hpp>
 #include <heed/simd/dot.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <cmath>
 #include <cstring>
@@ -122,7 +123,7 @@ struct decode_states {
     T* const sum = accumulated + r * stride;
     T const* const part = other.accumulated + other_row * stride;
     for (index_t c = 0; c < stride; c += lanes)
-      xsimd::fma(batch::load_aligned(part + c), theirs, batch::load_aligned(sum + c) * mine)
+      simd::fma(batch::load_aligned(part + c), theirs, batch::load_aligned(sum + c) * mine)
           .store_aligned(sum + c);
     row_max[r] = std::max(row_max[r], other.row_max[other_row]);
     score_sum[r] = score_sum[r] * mine.get(0) + other.score_sum[other_row] * theirs.get(0);

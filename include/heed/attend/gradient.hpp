@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/attend/tile.hpp>
+#include <heed/simd/fma.hpp>
 
 /// What backward reads besides the operands, and where gradients go.
 namespace heed::attend {
@@ -83,8 +84,8 @@ void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, plac
     using batch = xsimd::batch<T, Arch>;
     batch delta(T(0));
     for (index_t d = 0; d < p.value_dim; ++d)
-      delta = xsimd::fma(batch::load_unaligned(out + d * width + lane),
-                         batch::load_aligned(at.dout + d * width + lane), delta);
+      delta = simd::fma(batch::load_unaligned(out + d * width + lane),
+                        batch::load_aligned(at.dout + d * width + lane), delta);
     delta.store_aligned(at.delta + lane);
   }
   std::fill_n(at.lse, width, std::numeric_limits<T>::infinity());

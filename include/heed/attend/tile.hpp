@@ -2,6 +2,7 @@
 
 #include <heed/attend/problem.hpp>
 #include <heed/simd/finite.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/simd/mask.hpp>
 #include <heed/simd/multiply.hpp>
 #include <heed/simd/transpose.hpp>
@@ -562,8 +563,8 @@ void multiply_visible(index_t columns, index_t depth, Rows rows, T const* weight
         // Of all weights only -0 has -infinity for its inverse.
         batch const inverse = batch(T(1)) / batch::load_aligned(marks + k * width + r * lanes);
         auto const visible = inverse != batch(-std::numeric_limits<T>::infinity());
-        batch const next = xsimd::fma(batch(rows[k][c]),
-                                      batch::load_aligned(weights + k * width + r * lanes), sum);
+        batch const next =
+            simd::fma(batch(rows[k][c]), batch::load_aligned(weights + k * width + r * lanes), sum);
         sum = xsimd::select(visible, next, sum);
       }
       sum.store_aligned(at);

@@ -4,6 +4,7 @@
 #include <heed/recur/linear_attention.hpp>
 #include <heed/recur/passes.hpp>
 #include <heed/recur/row_norms.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/view/copy.hpp>
 
 /// Short-Long Convolutions Help Hardware-Efficient Linear Attention to Focus on Long Sequences (CHELA).
@@ -200,7 +201,7 @@ void sum_over_tokens(any_executor const& run_on, tensor_view<T, 4> x, source<T> 
 }
 
 inline constexpr auto affine = [](auto const& a, auto const& z, auto const& b) {
-  return xsimd::fma(a, z, b);
+  return simd::fma(a, z, b);
 };
 
 /// The two convolutions, with states or centred.

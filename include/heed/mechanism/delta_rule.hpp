@@ -3,6 +3,7 @@
 #include <heed/recur/gate_functions.hpp>
 #include <heed/recur/linear_attention.hpp>
 #include <heed/recur/row_norms.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <span>
 
@@ -60,7 +61,7 @@ struct unit_features {
       recur::transform_row<Arch>(
           x.dim, to,
           [&](batch const& each, batch const& u, batch const& d) {
-            batch const before = size * xsimd::fnma(u, along, d);
+            batch const before = size * simd::fnma(u, along, d);
             return after_silu ? before * silu::slope(each, each) : before;
           },
           x[r], static_cast<T const*>(unit), slope);

@@ -3,6 +3,7 @@
 #include <heed/mechanism/slot_attention.hpp>
 #include <heed/recur/gate_functions.hpp>
 #include <heed/recur/row_norms.hpp>
+#include <heed/simd/fma.hpp>
 
 /// Gated Slot Attention for Efficient Linear-Time Sequence Modeling: the slots of slot_attention.hpp forget by gates of
 /// their own, and what a token writes to a slot is what the slot forgets,
@@ -42,7 +43,7 @@ void slot_gates_backward(tensor_view<X, 4> x, tensor_view<DG, 4> dlog_gate,
       [](auto const& each, auto const& gate, auto const& strength) {
         using batch = std::remove_cvref_t<decltype(each)>;
         batch const kept = simd::exp(recur::softplus(-each) * batch(T(-0.125)));
-        return xsimd::fnma(kept, strength, gate) * simd::sigmoid(-each) * batch(T(0.125));
+        return simd::fnma(kept, strength, gate) * simd::sigmoid(-each) * batch(T(0.125));
       },
       source<T>(x), source<T>(dlog_gate), source<T>(dstrength));
 }

@@ -3,6 +3,7 @@
 #include <heed/mechanism/selective_scan.hpp>
 #include <heed/pattern/columns.hpp>
 #include <heed/recur/row_norms.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/sliding_window.hpp>
 
 /// Hymba: A Hybrid-head Architecture for Small Language Models.
@@ -56,7 +57,7 @@ class weighted_norms {
             transform_row<arch>(
                 width(), to[i],
                 [&](batch const& a, batch const& w, batch const& sum) {
-                  return xsimd::fma(a * factor, w, sum);
+                  return simd::fma(a * factor, w, sum);
                 },
                 in.x[k][i], in.w[k].data, to[i]);
         }
@@ -89,14 +90,14 @@ class weighted_norms {
           transform_row<arch>(
               width(), dw,
               [&](batch const& sum, batch const& d, batch const& a) {
-                return xsimd::fma(part * d, a * factor, sum);
+                return simd::fma(part * d, a * factor, sum);
               },
               dw, slope[i], in.x[k][i]);
           T const along = static_cast<T>(by.factor) * dot_row<arch>(width(), dy, in.x[k][i]);
           batch const less(static_cast<T>(by.projection * by.factor) * along);
           transform_row<arch>(
               width(), to[i],
-              [&](batch const& d, batch const& a) { return factor * xsimd::fnma(less, a, d); }, dy,
+              [&](batch const& d, batch const& a) { return factor * simd::fnma(less, a, d); }, dy,
               in.x[k][i]);
         }
         dx[k].finish(to, b, first, count, tile());

@@ -7,6 +7,7 @@
 #include <heed/recur/gate_functions.hpp>
 #include <heed/recur/linear_attention.hpp>
 #include <heed/recur/running_reference.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/softmax.hpp>
 
 /// Lizard: An Efficient Linearization Framework for Large Language Models. What takes the place of softmax attention is the sum of
@@ -305,7 +306,7 @@ void add_lizard_branches(any_executor const& run_on, tensor_view<T, 4> gated,
   tensor_view<E const, 4> const factors(alpha.data(), out.extents(), {0, 0, 1, 0});
   recur::transform(
       run_on, sink<T>(out),
-      [](auto const& y, auto const& w, auto const& a) { return xsimd::fma(a, w, y); },
+      [](auto const& y, auto const& w, auto const& a) { return simd::fma(a, w, y); },
       source<T>(gated), source<T>(windowed), source<T>(factors));
 }
 

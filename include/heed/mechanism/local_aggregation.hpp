@@ -3,6 +3,7 @@
 #include <heed/parallel/executor.hpp>
 #include <heed/parallel/workspace.hpp>
 #include <heed/pattern/interval.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/simd/lanes.hpp>
 #include <heed/simd/load.hpp>
 #include <heed/view/convert.hpp>
@@ -136,8 +137,8 @@ class aggregator {
     batch sum[together];
     for (batch& each : sum) each = batch(T(0));
     auto const add = [&](index_t x, batch& to) {
-      to = xsimd::fma(load<Whole>(a.first + x * a.token, a.channel, left),
-                      load<Whole>(b.first + x * b.token, b.channel, left), to);
+      to = simd::fma(load<Whole>(a.first + x * a.token, a.channel, left),
+                     load<Whole>(b.first + x * b.token, b.channel, left), to);
     };
     index_t x = 0;
     for (; x + together <= count; x += together)
@@ -186,7 +187,7 @@ class aggregator {
             batch const weight = batch::load_aligned(weights + r * lanes);
 #pragma GCC unroll 4
             for (int n = 0; n < Count; ++n)
-              sum[n][r] = xsimd::fma(
+              sum[n][r] = simd::fma(
                   weight, load<whole>(from + n * token + r * lanes, channel, left), sum[n][r]);
           }
         }

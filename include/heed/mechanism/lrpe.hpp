@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/recur/passes.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/view/convert.hpp>
 
 #include <cmath>
@@ -183,7 +184,7 @@ struct lrpe {
           dim, dx, [](batch const& a, batch const& b) { return a * b; }, dphi, cosines);
       recur::transform_row<xsimd::default_arch>(
           dim, dx,
-          [](batch const& a, batch const& b, batch const& sum) { return xsimd::fma(a, b, sum); },
+          [](batch const& a, batch const& b, batch const& sum) { return simd::fma(a, b, sum); },
           dphi + dim, sines, static_cast<T const*>(dx));
       return;
     }

@@ -4,6 +4,7 @@
 #include <heed/pattern/band.hpp>
 #include <heed/pattern/row_ranges.hpp>
 #include <heed/recur/segments.hpp>
+#include <heed/simd/fma.hpp>
 
 /// Informer: Beyond Efficient Transformer for Long Sequence Time-Series Forecasting, its ProbSparse attention, as in CAB. Each query
 /// is measured on a few sampled keys, max_s(q.k_s) - sum_s(q.k_s) / M; the rows of the largest measures attend, the others get
@@ -33,7 +34,7 @@ T row_product(T const* a, T const* b, index_t dim) {
   batch sum(T(0));
   index_t d = 0;
   for (; d + lanes <= dim; d += lanes)
-    sum = xsimd::fma(batch::load_unaligned(a + d), batch::load_unaligned(b + d), sum);
+    sum = simd::fma(batch::load_unaligned(a + d), batch::load_unaligned(b + d), sum);
   alignas(64) T parts[lanes];
   sum.store_aligned(parts);
   T total = 0;

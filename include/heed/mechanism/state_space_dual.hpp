@@ -3,6 +3,7 @@
 #include <heed/recur/linear_attention.hpp>
 #include <heed/recur/passes.hpp>
 #include <heed/recur/scan_clauses.hpp>
+#include <heed/simd/fma.hpp>
 
 /// Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality (Mamba-2).
 ///
@@ -138,7 +139,7 @@ class dual_call {
         shape_[3], to,
         [&](auto const& u, auto const& w) {
           using batch = std::remove_cvref_t<decltype(u)>;
-          return xsimd::fma(batch(a), u, batch(b) * w);
+          return simd::fma(batch(a), u, batch(b) * w);
         },
         x, y);
   }

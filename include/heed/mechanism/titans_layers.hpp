@@ -4,6 +4,7 @@
 #include <heed/pattern/band.hpp>
 #include <heed/pattern/columns.hpp>
 #include <heed/recur/row_norms.hpp>
+#include <heed/simd/fma.hpp>
 
 /// Titans: Learning to Memorize at Test Time, the three ways to put the memory beside attention. P are persistent rows,
 /// learned and in front of all others; projections are the model's, and P's results are dropped in the end.
@@ -138,7 +139,7 @@ class titans_gating {
   static batch silu(batch x) { return x * heed::simd::sigmoid(x); }
   static batch silu_slope(batch x) {
     batch const gate = heed::simd::sigmoid(x), one(T(1));
-    return gate * xsimd::fma(x, one - gate, one);
+    return gate * simd::fma(x, one - gate, one);
   }
 
   void forward(index_t piece, std::byte* scratch, sink<T> const& out) const {
@@ -172,8 +173,8 @@ class titans_gating {
                     wm = batch::load_aligned(r.weight_m() + c), g = batch::load_aligned(d[i] + c);
         batch const u = n * wm, gate = silu(u), du = g * a * wy * silu_slope(u);
         batch const to_a = g * wy * gate, to_n = du * wm;
-        along_a = xsimd::fma(to_a, a, along_a);
-        along_n = xsimd::fma(to_n, n, along_n);
+        along_a = simd::fma(to_a, a, along_a);
+        along_n = simd::fma(to_n, n, along_n);
         to_a.store_aligned(da[i] + c);
         to_n.store_aligned(dn[i] + c);
         (g * a * gate).store_aligned(dw[0] + c);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/pattern/pattern.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/simd/math.hpp>
 
 #include <algorithm>
@@ -110,9 +111,9 @@ struct softmax {
     Batch const factor = xsimd::select(empty, Batch(T(0)), Batch(T(1)) / row.total);
     // lse = reference ln 2 + log total, in two parts that together know it better than one.
     Batch const log_total =
-        xsimd::fma(row.reference, Batch(constants<T>::ln_2_rest), xsimd::log(row.total));
-    Batch const lse = xsimd::fma(row.reference, Batch(constants<T>::ln_2), log_total);
-    Batch const rest = xsimd::fma(row.reference, Batch(constants<T>::ln_2), -lse) + log_total;
+        simd::fma(row.reference, Batch(constants<T>::ln_2_rest), xsimd::log(row.total));
+    Batch const lse = simd::fma(row.reference, Batch(constants<T>::ln_2), log_total);
+    Batch const rest = simd::fma(row.reference, Batch(constants<T>::ln_2), -lse) + log_total;
     Batch const lowest(-std::numeric_limits<T>::infinity());
     return {factor, xsimd::select(empty, lowest, lse), xsimd::select(empty, Batch(T(0)), rest)};
   }
@@ -123,9 +124,9 @@ struct softmax {
     constexpr T infinity = std::numeric_limits<T>::infinity();
     // A row that met no key has weights of 0.
     Batch const above = xsimd::select(lse == Batch(-infinity), Batch(infinity), lse);
-    Batch const exponent = xsimd::fnma(above, Batch(constants<T>::log2_e), score);
+    Batch const exponent = simd::fnma(above, Batch(constants<T>::log2_e), score);
     Batch const correction =
-        xsimd::fma(above, Batch(constants<T>::log2_e_rest), rest * Batch(constants<T>::log2_e));
+        simd::fma(above, Batch(constants<T>::log2_e_rest), rest * Batch(constants<T>::log2_e));
     return simd::exp2(exponent - correction);
   }
 

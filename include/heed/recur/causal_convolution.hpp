@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/recur/scan_clauses.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/simd/gates.hpp>
 
 /// Causal filters of each channel for itself: the short convolution in front of a recurrence, and longer ones.
@@ -114,19 +115,18 @@ class convolver {
             batch const input = x_at(t + j + i);
 #pragma GCC unroll 8
             for (index_t q = 0; q < together; ++q)
-              if (i >= q && i - q < taps_together)
-                sum[q] = xsimd::fma(weight[i - q], input, sum[q]);
+              if (i >= q && i - q < taps_together) sum[q] = simd::fma(weight[i - q], input, sum[q]);
           }
         }
         for (; j < taps; ++j)
 #pragma GCC unroll 8
           for (index_t q = 0; q < together; ++q)
-            sum[q] = xsimd::fma(w_at(j), x_at(t + j + q), sum[q]);
+            sum[q] = simd::fma(w_at(j), x_at(t + j + q), sum[q]);
         for (index_t q = 0; q < together; ++q) sum[q].store_unaligned(to + (t + q) * to_stride + c);
       }
       for (; t < rows; ++t) {
         batch sum = start;
-        for (index_t j = 0; j < taps; ++j) sum = xsimd::fma(w_at(j), x_at(t + j), sum);
+        for (index_t j = 0; j < taps; ++j) sum = simd::fma(w_at(j), x_at(t + j), sum);
         sum.store_unaligned(to + t * to_stride + c);
       }
     }
@@ -320,7 +320,7 @@ class convolver {
             batch const slope = batch::load_unaligned(y + (t + n) * padded + c);
             sum[n] = x.data == nullptr
                          ? sum[n] + slope
-                         : xsimd::fma(slope, batch::load_unaligned(x[t + n] + c), sum[n]);
+                         : simd::fma(slope, batch::load_unaligned(x[t + n] + c), sum[n]);
           }
       ((sum[0] + sum[1]) + (sum[2] + sum[3])).store_unaligned(to + c);
     }

@@ -2,6 +2,7 @@
 
 #include <heed/recur/fade.hpp>
 #include <heed/simd/finite.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <cmath>
 
@@ -59,8 +60,8 @@ struct state_place {
 template <class Batch>
 Batch after_chunk(Batch const& state, Batch const& by_feature, Batch const* by_column,
                   Batch const& written) {
-  return by_column == nullptr ? xsimd::fma(state, by_feature, written)
-                              : xsimd::fma(state * by_feature, *by_column, written);
+  return by_column == nullptr ? simd::fma(state, by_feature, written)
+                              : simd::fma(state * by_feature, *by_column, written);
 }
 
 /// The rate of exact_delta, (1 - exp(-rate norm)) / norm, at its limit where the norm is 0.
@@ -331,7 +332,7 @@ class chunk_worker {
     T const* const erased = erasures + i * score_stride + first;
     batch sum = batch::load_aligned(written[i] + column);
 #pragma GCC unroll 16
-    for (index_t j = 0; j < Row; ++j) sum = xsimd::fma(batch(erased[j]), before[j], sum);
+    for (index_t j = 0; j < Row; ++j) sum = simd::fma(batch(erased[j]), before[j], sum);
     if (missed != nullptr) sum.store_aligned(missed + i * columns + column);
     before[Row] = batch(rates[i]) * sum;
     before[Row].store_aligned(written[i] + column);

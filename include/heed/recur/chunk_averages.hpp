@@ -4,6 +4,7 @@
 #include <heed/pattern/row_ranges.hpp>
 #include <heed/recur/diagonal_scan.hpp>
 #include <heed/recur/passes.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/softmax.hpp>
 
 #include <algorithm>
@@ -164,7 +165,7 @@ class chunk_averages {
       row_block<T> const v = v_.rows(b, value_head(h), first, count, scratch + 2 * count * dim_());
       row_block<T> const q = q_.rows(b, h, first, count, scratch + 3 * count * dim_());
       for (index_t i = 0; i < count; ++i) {
-        auto const fresh = [](auto const& gate, auto const& x) { return xsimd::fnma(gate, x, x); };
+        auto const fresh = [](auto const& gate, auto const& x) { return simd::fnma(gate, x, x); };
         transform_row<arch>(dim_(), &keys(b, first + i, h, 0), fresh, g[i], k[i]);
         transform_row<arch>(dim_(), &values(b, first + i, h, 0), fresh, g[i], v[i]);
         turn(chunks_[first + i].chunk, q[i], &queries(b, first + i, h, 0), T(1));
@@ -174,7 +175,7 @@ class chunk_averages {
       auto const go_on = [&](source<T> const& from, T* to) {
         transform_row<arch>(
             dim_(), to,
-            [](auto const& a, auto const& x, auto const& sum) { return xsimd::fma(a, x, sum); },
+            [](auto const& a, auto const& x, auto const& sum) { return simd::fma(a, x, sum); },
             g[0], from.rows(b, h, 0, 1, room)[0], static_cast<T const*>(to));
       };
       go_on(before_.key, &keys(b, 0, h, 0));
@@ -317,7 +318,7 @@ class chunk_averages {
       }
       for (index_t i = 0; i < count; ++i) {
         auto const less = [](auto const& whole, auto const& r, auto const& x) {
-          return xsimd::fnma(r, x, whole);
+          return simd::fnma(r, x, whole);
         };
         T* const sum = to + i * dim_();
         transform_row<arch>(dim_(), sum, less, &by_keys(b, first + i, h, 0),
@@ -398,7 +399,7 @@ class chunk_averages {
         dim_(), to,
         [&](auto const& u, auto const& w) {
           using batch = std::remove_cvref_t<decltype(u)>;
-          return xsimd::fma(batch(a), u, batch(b) * w);
+          return simd::fma(batch(a), u, batch(b) * w);
         },
         x, y);
   }
@@ -415,7 +416,7 @@ class chunk_averages {
                          transform_row<arch>(
                              dim_(), sum + i * dim_(),
                              [](auto const& all, auto const& gate, auto const& d) {
-                               return all + xsimd::fnma(gate, d, d);
+                               return all + simd::fnma(gate, d, d);
                              },
                              sum + i * dim_(), g[i], &dx(b, first + i, h, 0));
                      }

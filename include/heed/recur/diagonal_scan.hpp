@@ -3,6 +3,7 @@
 #include <heed/pattern/interval.hpp>
 #include <heed/recur/scan_clauses.hpp>
 #include <heed/simd/activations.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/view/convert.hpp>
 
 #include <complex>
@@ -73,13 +74,13 @@ struct lanes_of {
 template <class Batch>
 lanes_of<Batch, 1> multiply_add(lanes_of<Batch, 1> const& a, lanes_of<Batch, 1> const& b,
                                 lanes_of<Batch, 1> const& c) {
-  return {{xsimd::fma(a.part[0], b.part[0], c.part[0])}};
+  return {{simd::fma(a.part[0], b.part[0], c.part[0])}};
 }
 template <class Batch>
 lanes_of<Batch, 2> multiply_add(lanes_of<Batch, 2> const& a, lanes_of<Batch, 2> const& b,
                                 lanes_of<Batch, 2> const& c) {
-  return {{xsimd::fma(a.part[0], b.part[0], xsimd::fnma(a.part[1], b.part[1], c.part[0])),
-           xsimd::fma(a.part[0], b.part[1], xsimd::fma(a.part[1], b.part[0], c.part[1]))}};
+  return {{simd::fma(a.part[0], b.part[0], simd::fnma(a.part[1], b.part[1], c.part[0])),
+           simd::fma(a.part[0], b.part[1], simd::fma(a.part[1], b.part[0], c.part[1]))}};
 }
 /// a b.
 template <class Batch>
@@ -88,8 +89,8 @@ lanes_of<Batch, 1> product(lanes_of<Batch, 1> const& a, lanes_of<Batch, 1> const
 }
 template <class Batch>
 lanes_of<Batch, 2> product(lanes_of<Batch, 2> const& a, lanes_of<Batch, 2> const& b) {
-  return {{xsimd::fnma(a.part[1], b.part[1], a.part[0] * b.part[0]),
-           xsimd::fma(a.part[1], b.part[0], a.part[0] * b.part[1])}};
+  return {{simd::fnma(a.part[1], b.part[1], a.part[0] * b.part[0]),
+           simd::fma(a.part[1], b.part[0], a.part[0] * b.part[1])}};
 }
 template <class Batch>
 lanes_of<Batch, 1> conjugate(lanes_of<Batch, 1> const& a) {

@@ -3,6 +3,7 @@
 #include <heed/parallel/workspace.hpp>
 #include <heed/recur/problem.hpp>
 #include <heed/simd/dot.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/simd/math.hpp>
 #include <heed/simd/product.hpp>
 #include <heed/simd/transpose.hpp>
@@ -71,15 +72,15 @@ template <class Arch, class T>
 void add_product(T const* factors, T const* from, index_t count, T* to) {
   using batch = xsimd::batch<T, Arch>;
   for (index_t d = 0; d < count; d += static_cast<index_t>(batch::size))
-    xsimd::fma(batch::load_unaligned(factors + d), batch::load_unaligned(from + d),
-               batch::load_unaligned(to + d))
+    simd::fma(batch::load_unaligned(factors + d), batch::load_unaligned(from + d),
+              batch::load_unaligned(to + d))
         .store_unaligned(to + d);
 }
 template <class Arch, class T>
 void add_product(T factor, T const* from, index_t count, T* to) {
   using batch = xsimd::batch<T, Arch>;
   for (index_t d = 0; d < count; d += static_cast<index_t>(batch::size))
-    xsimd::fma(batch(factor), batch::load_unaligned(from + d), batch::load_unaligned(to + d))
+    simd::fma(batch(factor), batch::load_unaligned(from + d), batch::load_unaligned(to + d))
         .store_unaligned(to + d);
 }
 
@@ -92,10 +93,10 @@ T inner_product(T const* a, T const* b, index_t count) {
   index_t d = 0;
   for (; d + 2 * lanes <= count; d += 2 * lanes)
     for (index_t chain = 0; chain < 2; ++chain)
-      sum[chain] = xsimd::fma(batch::load_unaligned(a + d + chain * lanes),
-                              batch::load_unaligned(b + d + chain * lanes), sum[chain]);
+      sum[chain] = simd::fma(batch::load_unaligned(a + d + chain * lanes),
+                             batch::load_unaligned(b + d + chain * lanes), sum[chain]);
   for (; d < count; d += lanes)
-    sum[0] = xsimd::fma(batch::load_unaligned(a + d), batch::load_unaligned(b + d), sum[0]);
+    sum[0] = simd::fma(batch::load_unaligned(a + d), batch::load_unaligned(b + d), sum[0]);
   alignas(64) T each[lanes];
   (sum[0] + sum[1]).store_aligned(each);
   T total = 0;
@@ -353,7 +354,7 @@ class fade {
       batch key = batch::load_unaligned(y[first + Key] + d);
 #pragma GCC unroll 16
       for (index_t i = Key; i < block; ++i) {
-        sum[i - Key] = xsimd::fma(batch::load_unaligned(x[first + i] + d), key, sum[i - Key]);
+        sum[i - Key] = simd::fma(batch::load_unaligned(x[first + i] + d), key, sum[i - Key]);
         if (i + 1 < block) key *= batch::load_unaligned(gate_ + (first + i + 1) * width_ + d);
       }
     }
@@ -404,10 +405,10 @@ class fade {
 #pragma GCC unroll 16
     for (index_t j = 0; j < Row; ++j) {
       key[j] *= gate;
-      sum = xsimd::fma(batch(row[j]), key[j], sum);
+      sum = simd::fma(batch(row[j]), key[j], sum);
     }
     key[Row] = batch::load_unaligned(y[i] + d);
-    xsimd::fma(batch(row[Row]), key[Row], sum).store_unaligned(z[i] + d);
+    simd::fma(batch(row[Row]), key[Row], sum).store_unaligned(z[i] + d);
   }
 
   /// And what it scatters. `sum`: what later tokens have scattered so far, as it has faded.
@@ -426,7 +427,7 @@ class fade {
       for (index_t j = 0; j <= Row; ++j) sum[j] = batch(T(0));
     }
 #pragma GCC unroll 16
-    for (index_t j = 0; j <= Row; ++j) sum[j] = xsimd::fma(batch(row[j]), own, sum[j]);
+    for (index_t j = 0; j <= Row; ++j) sum[j] = simd::fma(batch(row[j]), own, sum[j]);
     (batch::load_unaligned(z[i] + d) + sum[Row]).store_unaligned(z[i] + d);
   }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/recur/diagonal_scan.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <tuple>
 #include <utility>
@@ -214,11 +215,11 @@ class fixed_recurrence {
   }
   static batch real_of_product(lanes_of<batch, 1> const& a, lanes_of<batch, 1> const& b,
                                batch const& c) {
-    return xsimd::fma(a.part[0], b.part[0], c);
+    return simd::fma(a.part[0], b.part[0], c);
   }
   static batch real_of_product(lanes_of<batch, 2> const& a, lanes_of<batch, 2> const& b,
                                batch const& c) {
-    return xsimd::fma(a.part[0], b.part[0], xsimd::fnma(a.part[1], b.part[1], c));
+    return simd::fma(a.part[0], b.part[0], simd::fnma(a.part[1], b.part[1], c));
   }
   /// x as the real part.
   static number from_real(batch const& x) {
@@ -277,7 +278,7 @@ class fixed_recurrence {
       if (adds) sum += batch::load_unaligned(dx + r * lanes);
       sum.store_unaligned(dx + r * lanes);
       T* const of_skip = slope + 2 * size + r * lanes;
-      xsimd::fma(g, batch::load_unaligned(x + r * lanes), batch::load_unaligned(of_skip))
+      simd::fma(g, batch::load_unaligned(x + r * lanes), batch::load_unaligned(of_skip))
           .store_unaligned(of_skip);
     }
   }

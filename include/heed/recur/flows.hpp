@@ -2,6 +2,7 @@
 
 #include <heed/recur/passes.hpp>
 #include <heed/simd/activations.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/view/convert.hpp>
 
 #include <algorithm>
@@ -35,7 +36,7 @@ struct flow_row {
     for_registers<arch, double>(
         dim,
         [&](batch const& x, batch const& y, index_t, index_t) {
-          sum = xsimd::fma(x, y, xsimd::fma(x + y, batch(epsilon), sum));
+          sum = simd::fma(x, y, simd::fma(x + y, batch(epsilon), sum));
         },
         a, b);
     alignas(64) double lanes[batch::size];
@@ -51,7 +52,7 @@ struct flow_row {
   static void add(double factor, double const* x, double shift, double* to, index_t dim) {
     batch const by(factor), more(shift);
     transform_row<arch>(
-        dim, to, [&](batch const& a, batch const& sum) { return xsimd::fma(by, a + more, sum); }, x,
+        dim, to, [&](batch const& a, batch const& sum) { return simd::fma(by, a + more, sum); }, x,
         static_cast<double const*>(to));
   }
   static void scale(double factor, double const* x, double* to, index_t dim) {

@@ -2,6 +2,7 @@
 
 #include <heed/recur/chunk.hpp>
 #include <heed/recur/gradient_rows.hpp>
+#include <heed/simd/fma.hpp>
 
 namespace heed::recur {
 
@@ -82,9 +83,9 @@ class gate_gradients {
       index_t const row = t * chunk_.score_stride;
       batch sum(T(0));
       for (index_t j = 0; j < t; j += lanes) {
-        batch const passing = xsimd::fma(batch::load_aligned(scores + row + j),
-                                         batch::load_aligned(dscores + row + j),
-                                         batch::load_aligned(column_sums_ + j));
+        batch const passing =
+            simd::fma(batch::load_aligned(scores + row + j), batch::load_aligned(dscores + row + j),
+                      batch::load_aligned(column_sums_ + j));
         passing.store_aligned(column_sums_ + j);
       }
       // The token's own pair, and what lies beyond, begins at its gate.
@@ -139,8 +140,8 @@ class gate_gradients {
   /// to += sign a b, number by number.
   static void add_products(T const* a, T const* b, index_t n, T sign, T* to) {
     for (index_t d = 0; d < n; d += lanes)
-      xsimd::fma(batch(sign) * batch::load_unaligned(a + d), batch::load_unaligned(b + d),
-                 batch::load_unaligned(to + d))
+      simd::fma(batch(sign) * batch::load_unaligned(a + d), batch::load_unaligned(b + d),
+                batch::load_unaligned(to + d))
           .store_unaligned(to + d);
   }
 

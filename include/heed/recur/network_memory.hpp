@@ -3,6 +3,7 @@
 #include <heed/recur/memory/call.hpp>
 #include <heed/recur/memory/chunk.hpp>
 #include <heed/simd/activations.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <array>
 
@@ -329,11 +330,11 @@ class network_memory {
   static batch silu(batch y) { return y * heed::simd::sigmoid(y); }
   static batch silu_slope(batch y) {
     batch const gate = heed::simd::sigmoid(y), one(T(1));
-    return gate * xsimd::fma(y, one - gate, one);
+    return gate * simd::fma(y, one - gate, one);
   }
   static batch silu_curvature(batch y) {
     batch const gate = heed::simd::sigmoid(y), one(T(1));
-    return gate * (one - gate) * xsimd::fma(y, one - gate - gate, one + one);
+    return gate * (one - gate) * simd::fma(y, one - gate - gate, one + one);
   }
 
   /// What the reference says of the keys: inputs and error rows of all layers.
@@ -579,7 +580,7 @@ class network_memory {
       if (l > 0)
         math::each(
             count, layer.inputs,
-            [](batch sum, batch d, batch slope) { return xsimd::fma(d, slope, sum); },
+            [](batch sum, batch d, batch slope) { return simd::fma(d, slope, sum); },
             own.hidden[l - 1], own.dinput[l], own.slope[l - 1]);
     }
   }

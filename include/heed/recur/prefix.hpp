@@ -2,6 +2,7 @@
 
 #include <heed/recur/channel_rows.hpp>
 #include <heed/recur/passes.hpp>
+#include <heed/simd/fma.hpp>
 
 /// Softmax along positions, each channel alike: over all positions, and over those up to each of them. Arithmetic is in
 /// double, whatever the tensors hold, since late weights are small parts of long sums.
@@ -134,7 +135,7 @@ inline void running_softmax_backward(any_executor const& run_on, sequence_list c
           batch const own = batch::load_unaligned(w[r] + c);
           carry += batch::load_unaligned(a[r] + c);
           (own * (batch::load_unaligned(dw[r] + c) - carry)).store_unaligned(to[r] + c);
-          carry = xsimd::fnma(own, carry, carry);
+          carry = simd::fnma(own, carry, carry);
         }
         carry.store_unaligned(later + c);
       }
@@ -211,7 +212,7 @@ inline void position_softmax_backward(any_executor const& run_on, sequence_list 
             if (writing)
               (own * (slope - sum)).store_unaligned(to[r] + c);
             else
-              sum = xsimd::fma(own, slope, sum);
+              sum = simd::fma(own, slope, sum);
           }
           sum.store_unaligned(total + c);
         }
@@ -240,7 +241,7 @@ void sum_of_reads(any_executor const& run_on, sequence_list const& sequences, te
       for (index_t g = h * group; g < (h + 1) * group; ++g)
         transform_row<xsimd::default_arch>(
             dim, to,
-            [](auto const& x, auto const& y, auto const& sum) { return xsimd::fma(x, y, sum); },
+            [](auto const& x, auto const& y, auto const& sum) { return simd::fma(x, y, sum); },
             &a(where.batch, where.first_row + i, g, 0), &b(where.batch, where.first_row + i, g, 0),
             static_cast<T const*>(to));
     }

@@ -2,6 +2,7 @@
 
 #include <heed/recur/features/elementwise.hpp>
 #include <heed/recur/passes.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <cmath>
 #include <string>
@@ -128,7 +129,7 @@ class normed_rows {
           for_registers<Arch, T>(
               dim,
               [&](batch const& a, batch const& d, index_t, index_t) {
-                sum = xsimd::fma(a * factor, d, sum);
+                sum = simd::fma(a * factor, d, sum);
               },
               x[r], dy + r * dim);
           alignas(64) T lanes[batch::size];
@@ -157,7 +158,7 @@ class normed_rows {
           transform_row<Arch>(
               dim, to + r * dim,
               [&](batch const& a, batch const& d) {
-                return factor * xsimd::fnma(a * factor, along, d);
+                return factor * simd::fnma(a * factor, along, d);
               },
               x[r], dy + r * dim);
         }

@@ -3,6 +3,7 @@
 #include <heed/parallel/executor.hpp>
 #include <heed/parallel/workspace.hpp>
 #include <heed/pattern/interval.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/view/convert.hpp>
 #include <heed/view/expect.hpp>
 #include <heed/view/rows.hpp>
@@ -36,7 +37,7 @@ void add_to_row(E* to, index_t stride, T const* from, index_t count, T factor) {
   if constexpr (std::is_same_v<E, T>)
     if (stride == 1)
       for (; c + lanes <= count; c += lanes)
-        xsimd::fma(batch(factor), batch::load_unaligned(from + c), batch::load_unaligned(to + c))
+        simd::fma(batch(factor), batch::load_unaligned(from + c), batch::load_unaligned(to + c))
             .store_unaligned(to + c);
   for (; c < count; ++c)
     to[c * stride] = convert_element<E>(convert_element<T>(to[c * stride]) + factor * from[c]);

@@ -2,6 +2,7 @@
 
 #include <heed/recur/scan_clauses.hpp>
 #include <heed/simd/dot.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/simd/gates.hpp>
 
 #include <tuple>
@@ -204,9 +205,9 @@ class selective_scanner {
         index_t const at = s * fixed.padded + r * lanes;
         batch const factor = simd::exp(step_t[r] * batch::load_unaligned(fixed.decay + at));
         if (factors != nullptr) factor.store_unaligned(factors + at);
-        batch const state = xsimd::fma(factor, batch::load_unaligned(before + at), in[r] * b_s);
+        batch const state = simd::fma(factor, batch::load_unaligned(before + at), in[r] * b_s);
         state.store_unaligned(after + at);
-        y[r] = xsimd::fma(state, c_s, y[r]);
+        y[r] = simd::fma(state, c_s, y[r]);
       }
     }
   }
@@ -301,16 +302,16 @@ class selective_scanner {
 #pragma GCC unroll 2
             for (int r = 0; r < R; ++r) {
               index_t const at = s * padded + r * lanes;
-              batch const total = xsimd::fma(g[r], c_s, batch::load_unaligned(carry + at));
+              batch const total = simd::fma(g[r], c_s, batch::load_unaligned(carry + at));
               batch const factor = batch::load_unaligned(factors + t * size + at);
               batch const next = factor * total;
               batch const w = next * batch::load_unaligned(states + t * size + at);
               next.store_unaligned(carry + at);
-              to_c = xsimd::fma(g[r], batch::load_unaligned(states + (t + 1) * size + at), to_c);
-              to_b = xsimd::fma(in[r], total, to_b);
-              back[r] = xsimd::fma(total, b_s, back[r]);
-              from_decay[r] = xsimd::fma(w, batch::load_unaligned(fixed.decay + at), from_decay[r]);
-              xsimd::fma(w, step_t[r], batch::load_unaligned(da + at)).store_unaligned(da + at);
+              to_c = simd::fma(g[r], batch::load_unaligned(states + (t + 1) * size + at), to_c);
+              to_b = simd::fma(in[r], total, to_b);
+              back[r] = simd::fma(total, b_s, back[r]);
+              from_decay[r] = simd::fma(w, batch::load_unaligned(fixed.decay + at), from_decay[r]);
+              simd::fma(w, step_t[r], batch::load_unaligned(da + at)).store_unaligned(da + at);
             }
           }
           over_channels[0][s - s0] = to_b;
@@ -326,14 +327,14 @@ class selective_scanner {
       }
       for (int r = 0; r < R; ++r) {
         batch const d = batch::load_unaligned(fixed.skip + r * lanes);
-        xsimd::fma(step_t[r], back[r], d * g[r]).store_unaligned(du[t] + r * lanes);
-        batch of_step = xsimd::fma(u[r], back[r], from_decay[r]);
+        simd::fma(step_t[r], back[r], d * g[r]).store_unaligned(du[t] + r * lanes);
+        batch of_step = simd::fma(u[r], back[r], from_decay[r]);
         if (softplus)
           of_step *= simd::sigmoid(batch::load_unaligned(x.step[t] + r * lanes) +
                                    batch::load_unaligned(fixed.step_bias + r * lanes));
         of_step.store_unaligned(dd[t] + r * lanes);
         T* const more = da + size + r * lanes;
-        xsimd::fma(g[r], u[r], batch::load_unaligned(more)).store_unaligned(more);
+        simd::fma(g[r], u[r], batch::load_unaligned(more)).store_unaligned(more);
         (batch::load_unaligned(more + padded) + of_step).store_unaligned(more + padded);
       }
     }

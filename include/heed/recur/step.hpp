@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/recur/chunk.hpp>
+#include <heed/simd/fma.hpp>
 
 /// Engine 2, one token: the definition itself, on a state in the caller's memory.
 namespace heed::recur {
@@ -107,7 +108,7 @@ class step_worker {
         T const* const row = rows + d * stride + first;
 #pragma GCC unroll 4
         for (index_t r = 0; r < Registers; ++r)
-          sum[r] = xsimd::fma(key, batch::load_unaligned(row + r * lanes), sum[r]);
+          sum[r] = simd::fma(key, batch::load_unaligned(row + r * lanes), sum[r]);
       }
 #pragma GCC unroll 4
       for (index_t r = 0; r < Registers; ++r)
@@ -144,17 +145,17 @@ class step_worker {
       for (index_t r = 0; r < Registers; ++r) {
         batch now = batch::load_unaligned(row + r * lanes) * fade;
         if (columns_fade) now *= faded[r];
-        now = xsimd::fma(key, value[r], now);
+        now = simd::fma(key, value[r], now);
         now.store_unaligned(row + r * lanes);
-        sum[r] = xsimd::fma(query, now, sum[r]);
+        sum[r] = simd::fma(query, now, sum[r]);
       }
       for (index_t reader = 1; reader < readers; ++reader) {
         T* const to = out_ + reader * columns_ + first;
         batch const other(queries_[reader * features_ + d]);
 #pragma GCC unroll 4
         for (index_t r = 0; r < Registers; ++r)
-          xsimd::fma(other, batch::load_unaligned(row + r * lanes),
-                     batch::load_aligned(to + r * lanes))
+          simd::fma(other, batch::load_unaligned(row + r * lanes),
+                    batch::load_aligned(to + r * lanes))
               .store_aligned(to + r * lanes);
       }
     }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/score/modifier.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <bit>
 #include <cmath>
@@ -25,7 +26,7 @@ struct alibi {
     template <class Batch>
     Batch apply(Batch score, Batch query, Batch key) const {
       Batch const slope(static_cast<typename Batch::value_type>(slope_of_head));
-      return xsimd::fnma(slope, xsimd::abs(key - query), score);
+      return simd::fnma(slope, xsimd::abs(key - query), score);
     }
     /// d (modified score) / d slope.
     double parameter_slope(double, double, index_t query, index_t key) const {

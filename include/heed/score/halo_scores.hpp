@@ -2,6 +2,7 @@
 
 #include <heed/attend/backward.hpp>
 #include <heed/pattern/halo.hpp>
+#include <heed/simd/fma.hpp>
 
 /// Scores of a query with the places of its window: a vector for each relative position along each axis, and the score
 /// of a pair is the sum over the axes of the query's product with the vector of the key's place.
@@ -230,7 +231,7 @@ class halo_scores {
             bool const is_inside = inside[a].first <= u && u < inside[a].last;
             batch const weight = xsimd::exp(batch::load_aligned(products_ + place) +
                                             (is_inside ? others : anywhere));
-            xsimd::fma(slope, weight, batch::load_aligned(dproducts_ + place))
+            simd::fma(slope, weight, batch::load_aligned(dproducts_ + place))
                 .store_aligned(dproducts_ + place);
           }
         }
@@ -402,12 +403,12 @@ class halo_scores {
       batch even(T(0)), odd(T(0));
       index_t c = 0;
       for (; c + 1 < dim_; c += 2) {
-        even = xsimd::fma(batch(query[c]), batch::load_unaligned(columns + c * stride + u), even);
-        odd = xsimd::fma(batch(query[c + 1]), batch::load_unaligned(columns + (c + 1) * stride + u),
-                         odd);
+        even = simd::fma(batch(query[c]), batch::load_unaligned(columns + c * stride + u), even);
+        odd = simd::fma(batch(query[c + 1]), batch::load_unaligned(columns + (c + 1) * stride + u),
+                        odd);
       }
       if (c < dim_)
-        even = xsimd::fma(batch(query[c]), batch::load_unaligned(columns + c * stride + u), even);
+        even = simd::fma(batch(query[c]), batch::load_unaligned(columns + c * stride + u), even);
       (even + odd).store_unaligned(to + u);
     }
   }
@@ -496,9 +497,9 @@ class halo_scores {
         T* const dvector = dvectors + first + u * padded_dim_;
         batch const g(dproduct[u * columns_]);
         for (index_t c = 0; c < padded_dim_; c += lanes) {
-          xsimd::fma(g, batch::load_aligned(vector + c), batch::load_aligned(dquery_row + c))
+          simd::fma(g, batch::load_aligned(vector + c), batch::load_aligned(dquery_row + c))
               .store_aligned(dquery_row + c);
-          xsimd::fma(g, batch::load_aligned(query + c), batch::load_aligned(dvector + c))
+          simd::fma(g, batch::load_aligned(query + c), batch::load_aligned(dvector + c))
               .store_aligned(dvector + c);
         }
       }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/score/modifier.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/simd/math.hpp>
 
 namespace heed {
@@ -21,7 +22,7 @@ struct softcap {
   Batch slope(Batch, Batch capped) const {
     // Not times 1 / cap, which is not 1 where the cap is reached.
     Batch const level = capped / Batch(typename Batch::value_type(cap));
-    return xsimd::fnma(level, level, Batch(1));
+    return simd::fnma(level, level, Batch(1));
   }
   bool wants_gradient() const { return gradient != nullptr; }
   void set_gradient(double const* sum_of_head, index_t heads) const {

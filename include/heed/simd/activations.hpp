@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/simd/fma.hpp>
 #include <heed/simd/math.hpp>
 
 #include <cmath>
@@ -76,10 +77,10 @@ Batch exp(Batch const& x) {
   constexpr T log2_e = T(1.44269504088896340736), ln2 = T(0.69314718055994530942);
   Batch const bounded = heed::simd::detail::at_least(x, -two::bias * ln2);
   // As in exp2: the nearest power of two stands in the low bits of the sum, its exponent biased.
-  Batch const shifted = xsimd::fma(bounded, Batch(log2_e), Batch(magic));
+  Batch const shifted = simd::fma(bounded, Batch(log2_e), Batch(magic));
   Batch const whole = shifted - Batch(magic);
   Batch const rest =
-      xsimd::fma(whole, Batch(-e::ln2_low), xsimd::fma(whole, Batch(-e::ln2_high), bounded));
+      simd::fma(whole, Batch(-e::ln2_low), simd::fma(whole, Batch(-e::ln2_high), bounded));
   auto const exponent = cast_bits<typename two::integer>(shifted) << two::mantissa_bits;
   Batch const power = polynomial(rest * Batch(log2_e), two::coefficients) * cast_bits<T>(exponent);
   return xsimd::select(x > Batch((two::bias + T(0.5)) * ln2),

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/simd/fma.hpp>
 #include <heed/simd/lanes.hpp>
 #include <heed/simd/load.hpp>
 
@@ -69,8 +70,7 @@ void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_
       batch const part = load_stored<T, Arch>(key[k] + d);
 #pragma GCC unroll 4
       for (int q = 0; q < Queries; ++q)
-        sum[q][k] =
-            xsimd::fma(part, batch::load_aligned(queries + q * query_stride + d), sum[q][k]);
+        sum[q][k] = simd::fma(part, batch::load_aligned(queries + q * query_stride + d), sum[q][k]);
     };
     if constexpr (Queries == 1) {
       // One row after the other: memory is read in order, and the rows' sums overlap in flight.
@@ -123,14 +123,14 @@ void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, ind
           batch sum = batch::load_aligned(to + c);
 #pragma GCC unroll 4
           for (index_t i = 0; i < together; ++i)
-            sum = xsimd::fma(weight[i], load_stored<T, Arch>(row + i * stride + c), sum);
+            sum = simd::fma(weight[i], load_stored<T, Arch>(row + i * stride + c), sum);
           sum.store_aligned(to + c);
         });
   }
   for (; k < count; ++k)
     for (index_t c = 0; c < columns; c += lanes)
-      xsimd::fma(batch(weights[k]), load_stored<T, Arch>(rows + k * stride + c),
-                 batch::load_aligned(to + c))
+      simd::fma(batch(weights[k]), load_stored<T, Arch>(rows + k * stride + c),
+                batch::load_aligned(to + c))
           .store_aligned(to + c);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/simd/fma.hpp>
 #include <heed/view/rows.hpp>
 
 #include <xsimd/xsimd.hpp>
@@ -16,7 +17,7 @@ bool all_finite(Rows block, index_t rows, index_t columns) {
   for (batch& each : sum) each = batch(T(0));
   T rest = 0;
   auto const look = [&](index_t chain, T const* at) {
-    sum[chain] = xsimd::fma(batch::load_unaligned(at), batch(T(0)), sum[chain]);
+    sum[chain] = simd::fma(batch::load_unaligned(at), batch(T(0)), sum[chain]);
   };
   for (index_t r = 0; r < rows; ++r) {
     T const* const row = block[r];

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/simd/activations.hpp>
+#include <heed/simd/fma.hpp>
 
 /// The gates of state-space layers, on SIMD registers.
 namespace heed::simd {
@@ -14,7 +15,7 @@ Batch silu(Batch const& x) {
 /// The derivative of silu.
 template <class Batch>
 Batch silu_slope(Batch const& x) {
-  return xsimd::fma(x, sigmoid_slope(x), sigmoid(x));
+  return simd::fma(x, sigmoid_slope(x), sigmoid(x));
 }
 
 /// log(1 + e^x): x where that is large, e^x where it is small. Its derivative is sigmoid(x).
@@ -34,7 +35,7 @@ Batch softplus(Batch const& x) {
                               2.0 / 25, 2.0 / 27, 2.0 / 29, 2.0 / 31};
     series = polynomial(square, odd);
   }
-  return xsimd::fma(z, series, xsimd::select(x > Batch(T(0)), x, Batch(T(0))));
+  return simd::fma(z, series, xsimd::select(x > Batch(T(0)), x, Batch(T(0))));
 }
 
 }  // namespace heed::simd

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <heed/simd/fma.hpp>
+
 #include <xsimd/xsimd.hpp>
 
 #include <concepts>
@@ -24,7 +26,7 @@ template <class Batch, std::size_t Terms>
 Batch polynomial(Batch const& x, typename Batch::value_type const (&c)[Terms]) {
   Batch sum(c[Terms - 1]);
 #pragma GCC unroll 16
-  for (std::size_t k = 1; k < Terms; ++k) sum = xsimd::fma(sum, x, Batch(c[Terms - 1 - k]));
+  for (std::size_t k = 1; k < Terms; ++k) sum = simd::fma(sum, x, Batch(c[Terms - 1 - k]));
   return sum;
 }
 
@@ -108,14 +110,14 @@ Batch tanh(Batch const& x) {
     constexpr float odd[] = {-0.33333260526917082914f, 0.13331127535998427903f,
                              -0.053721068021394893403f, 0.020590988414008865564f,
                              -0.0056599891641491594043f};
-    near = xsimd::fma(x * square, polynomial(square, odd), x);
+    near = simd::fma(x * square, polynomial(square, odd), x);
   } else {
     constexpr double odd[] = {
         -0.33333333333332621459,    0.13333333333246061778,     -0.053968253926267261364,
         0.021869487489971076489,    -0.0088632200993752234254,  0.0035919831017037756153,
         -0.0014549321533059796052,  0.00058623991443400124211,  -0.00022842633399050687022,
         0.000077003007787505513196, -0.000016009574234599751802};
-    near = xsimd::fma(x * square, polynomial(square, odd), x);
+    near = simd::fma(x * square, polynomial(square, odd), x);
   }
   auto const is_far = square > Batch(short_range * short_range);
   // Scores are mostly far below the cap, so the division is mostly skipped.

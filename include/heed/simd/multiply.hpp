@@ -1,5 +1,6 @@
 #pragma once
 
+#include <heed/simd/fma.hpp>
 #include <heed/simd/lanes.hpp>
 #include <heed/simd/load.hpp>
 
@@ -28,7 +29,7 @@ inline void multiply_tile(T const* const (&row)[Rows], index_t row_step, Stored 
     for (int i = 0; i < Rows; ++i) {
       batch const left(row[i][at]);
 #pragma GCC unroll 4
-      for (int r = 0; r < Registers; ++r) sum[i][r] = xsimd::fma(left, right[r], sum[i][r]);
+      for (int r = 0; r < Registers; ++r) sum[i][r] = simd::fma(left, right[r], sum[i][r]);
     }
   }
 #pragma GCC unroll 16
@@ -57,7 +58,7 @@ inline void multiply_columns_tile(T const* const* rows, index_t const (&column)[
     for (int i = 0; i < Columns; ++i) {
       batch const left(row[column[i]]);
 #pragma GCC unroll 4
-      for (int r = 0; r < Registers; ++r) sum[i][r] = xsimd::fma(left, right[r], sum[i][r]);
+      for (int r = 0; r < Registers; ++r) sum[i][r] = simd::fma(left, right[r], sum[i][r]);
     }
   }
 #pragma GCC unroll 16

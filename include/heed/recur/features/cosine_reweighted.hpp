@@ -2,6 +2,7 @@
 
 #include <heed/recur/feature_map.hpp>
 #include <heed/recur/features/row_functions.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <cmath>
 #include <string>
@@ -54,7 +55,7 @@ struct cosine_reweighted {
       recur::transform_row<Arch>(
           x.dim, dx + r * dx_stride,
           [&](batch const& each, batch const& by_sine, batch const& by_cosine) {
-            return xsimd::select(each > batch(0), xsimd::fma(by_sine, sine, by_cosine * cosine),
+            return xsimd::select(each > batch(0), simd::fma(by_sine, sine, by_cosine * cosine),
                                  batch(0));
           },
           x[r], dphi + r * stride, dphi + r * stride + x.dim);

@@ -2,6 +2,7 @@
 
 #include <heed/recur/feature_map.hpp>
 #include <heed/recur/features/row_functions.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <string>
 
@@ -49,7 +50,7 @@ struct dpfp {
         T const* const slope = dphi + r * stride + (s - 1) * width;
         index_t const by = s % width;
         auto const add = [](batch const& sum, batch const& a, batch const& b) {
-          return xsimd::fma(a, b, sum);
+          return simd::fma(a, b, sum);
         };
         recur::transform_row<Arch>(width, dhalves, add, dhalves, slope, halves + width - by);
         recur::transform_row<Arch>(width - by, dhalves, add, dhalves, slope + by, halves + by);

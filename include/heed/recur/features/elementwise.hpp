@@ -2,6 +2,7 @@
 
 #include <heed/recur/feature_map.hpp>
 #include <heed/recur/features/row_functions.hpp>
+#include <heed/simd/fma.hpp>
 
 /// Feature maps of one number at a time. With normalised{}, elu_plus_one is the linear attention of Katharopoulos et
 /// al. (Transformers are RNNs), relu, squared_relu and exponential its usual variants.
@@ -95,7 +96,7 @@ struct silu : recur::elementwise<silu> {
   }
   template <class Batch>
   static Batch slope(Batch const& x, Batch const&) {
-    return xsimd::fma(x, simd::sigmoid_slope(x), simd::sigmoid(x));
+    return simd::fma(x, simd::sigmoid_slope(x), simd::sigmoid(x));
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <heed/recur/feature_map.hpp>
 #include <heed/recur/features/row_functions.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/view/convert.hpp>
 
 #include <cmath>
@@ -320,7 +321,7 @@ struct favor_positive {
         recur::transform_row<Arch>(
             x.dim, dx + (first + r) * dx_stride,
             [&](batch const& each, batch const& row) {
-              return shrink * xsimd::fnma(sum, row, each);
+              return shrink * simd::fnma(sum, row, each);
             },
             rows.back(r), rows.row(r));
       }

@@ -2,6 +2,7 @@
 
 #include <heed/recur/feature_map.hpp>
 #include <heed/recur/features/row_functions.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <cmath>
 #include <string>
@@ -148,8 +149,8 @@ struct polynomial {
       batch sum(T(0));
       for (; c + lanes <= count; c += lanes) {
         batch const left = batch::load_unaligned(a + c);
-        sum = xsimd::fma(left, batch::load_unaligned(b + c), sum);
-        xsimd::fma(factor, left, batch::load_unaligned(to + c)).store_unaligned(to + c);
+        sum = simd::fma(left, batch::load_unaligned(b + c), sum);
+        simd::fma(factor, left, batch::load_unaligned(to + c)).store_unaligned(to + c);
       }
       alignas(64) T parts[lanes];
       sum.store_aligned(parts);

@@ -2,6 +2,7 @@
 
 #include <heed/parallel/workspace.hpp>
 #include <heed/simd/activations.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/simd/multiply.hpp>
 #include <heed/view/tensor_view.hpp>
 
@@ -78,7 +79,7 @@ T dot_row(index_t count, T const* a, T const* b) {
   using batch = xsimd::batch<T, Arch>;
   batch sum(T(0));
   for_registers<Arch, T>(
-      count, [&](batch x, batch y, index_t, index_t) { sum = xsimd::fma(x, y, sum); }, a, b);
+      count, [&](batch x, batch y, index_t, index_t) { sum = simd::fma(x, y, sum); }, a, b);
   alignas(64) T lanes[batch::size];
   sum.store_aligned(lanes);
   T total = 0;

@@ -2,6 +2,7 @@
 
 #include <heed/parallel/workspace.hpp>
 #include <heed/recur/memory/products.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <cmath>
 
@@ -51,7 +52,7 @@ struct coefficients {
         batch const g_before = t > 0 && j < t ? batch::load_aligned(G[t - 1] + j) : batch(T(0));
         batch const n = batch(momentum[t]) * n_before;
         n.store_aligned(N[t] + j);
-        xsimd::fma(batch(keep[t]), g_before, n).store_aligned(G[t] + j);
+        simd::fma(batch(keep[t]), g_before, n).store_aligned(G[t] + j);
       }
       N[t][t] = rate[t];
       G[t][t] = rate[t];
@@ -198,7 +199,7 @@ class layer_chunk {
           layer.inputs, layer.outputs, [&](batch w) { return b * w; }, state.weights);
     } else {
       math::each(
-          layer.inputs, layer.outputs, [&](batch w, batch s) { return xsimd::fma(f, s, b * w); },
+          layer.inputs, layer.outputs, [&](batch w, batch s) { return simd::fma(f, s, b * w); },
           state.weights, state.momentum);
       math::each(
           layer.inputs, layer.outputs, [&](batch s) { return m * s; }, state.momentum);
@@ -247,7 +248,7 @@ class layer_chunk {
       dc.f[last] += math::dot(layer.inputs, layer.outputs, state.momentum, after.weights);
       dc.m += math::dot(layer.inputs, layer.outputs, state.momentum, after.momentum);
       math::each(
-          layer.inputs, layer.outputs, [&](batch s, batch w) { return xsimd::fma(f, w, m * s); },
+          layer.inputs, layer.outputs, [&](batch s, batch w) { return simd::fma(f, w, m * s); },
           after.momentum, after.weights);
     }
     math::each(
@@ -316,8 +317,8 @@ class layer_chunk {
     for (index_t r = 0; r < rows; ++r) {
       batch const factor(-factors[r]);
       for (index_t c = 0; c < math::padded(columns); c += math::lanes)
-        xsimd::fma(factor, batch::load_unaligned(from[r] + c),
-                   first ? batch(T(0)) : batch::load_unaligned(to[r] + c))
+        simd::fma(factor, batch::load_unaligned(from[r] + c),
+                  first ? batch(T(0)) : batch::load_unaligned(to[r] + c))
             .store_unaligned(to[r] + c);
     }
   }
@@ -341,15 +342,15 @@ class layer_chunk {
         batch const w = batch::load_unaligned(weights + r * math::lanes);
         batch next;
         if constexpr (Momentum) {
-          batch const s = xsimd::fma(
+          batch const s = simd::fma(
               l, error[r], batch(momentum) * batch::load_unaligned(moving + r * math::lanes));
           s.store_unaligned(moving + r * math::lanes);
-          next = xsimd::fma(batch(keep), w, s);
+          next = simd::fma(batch(keep), w, s);
         } else {
-          next = xsimd::fma(l, error[r], batch(keep) * w);
+          next = simd::fma(l, error[r], batch(keep) * w);
         }
         next.store_unaligned(weights + r * math::lanes);
-        sum[r] = xsimd::fma(read, next, sum[r]);
+        sum[r] = simd::fma(read, next, sum[r]);
       }
       if constexpr (Momentum) moving += state.momentum.stride;
     }

@@ -2,6 +2,7 @@
 
 #include <heed/recur/memory/products.hpp>
 #include <heed/simd/activations.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <cmath>
 
@@ -88,7 +89,7 @@ struct power_error {
   }
 
  private:
-  static batch size_of(batch x) { return xsimd::sqrt(xsimd::fma(x, x, batch(T(1e-6)))); }
+  static batch size_of(batch x) { return xsimd::sqrt(simd::fma(x, x, batch(T(1e-6)))); }
   static batch tanh_of(batch x) { return heed::simd::tanh(batch(T(10)) * x); }
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/simd/dot.hpp>
+#include <heed/simd/fma.hpp>
 #include <heed/simd/product.hpp>
 #include <heed/simd/transpose.hpp>
 
@@ -66,10 +67,10 @@ struct products {
     index_t c = 0;
     for (; c + 2 * lanes <= padded(columns); c += 2 * lanes)
       for (index_t i = 0; i < 2; ++i)
-        sum[i] = xsimd::fma(batch::load_unaligned(x + c + i * lanes),
-                            batch::load_unaligned(y + c + i * lanes), sum[i]);
+        sum[i] = simd::fma(batch::load_unaligned(x + c + i * lanes),
+                           batch::load_unaligned(y + c + i * lanes), sum[i]);
     for (; c < padded(columns); c += lanes)
-      sum[0] = xsimd::fma(batch::load_unaligned(x + c), batch::load_unaligned(y + c), sum[0]);
+      sum[0] = simd::fma(batch::load_unaligned(x + c), batch::load_unaligned(y + c), sum[0]);
     return add_lanes(sum[0] + sum[1]);
   }
   /// The sum of the products of two matrices' elements.
@@ -137,7 +138,7 @@ struct products {
       batch const left(a.data[k * a.depth_stride]);
 #pragma GCC unroll 8
       for (int r = 0; r < Registers; ++r)
-        sum[r] = xsimd::fma(left, batch::load_unaligned(b + r * lanes), sum[r]);
+        sum[r] = simd::fma(left, batch::load_unaligned(b + r * lanes), sum[r]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < Registers; ++r) sum[r].store_unaligned(c + r * lanes);

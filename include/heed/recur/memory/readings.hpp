@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/recur/memory/errors.hpp>
+#include <heed/simd/fma.hpp>
 
 #include <cmath>
 #include <limits>
@@ -57,8 +58,7 @@ struct read_by_norm {
                      panel<T> dW, T dfactor, panel<T> dX) const {
     batch const factor(factors[0]);
     math::each(
-        rows, columns, [&](batch sum, batch more) { return xsimd::fma(factor, more, sum); }, dX,
-        dW);
+        rows, columns, [&](batch sum, batch more) { return simd::fma(factor, more, sum); }, dX, dW);
     if (q == 2) return;
     // By the factor n^(2-q), dn / dX = sign(X) (|X| / n)^(q-1).
     double const size = norm(rows, columns, X);
@@ -70,7 +70,7 @@ struct read_by_norm {
     math::each(
         rows, columns,
         [&](batch sum, batch x) {
-          return xsimd::fma(by_norm, sign_of(x) * power(xsimd::abs(x) * inverse, q - 1), sum);
+          return simd::fma(by_norm, sign_of(x) * power(xsimd::abs(x) * inverse, q - 1), sum);
         },
         dX, X);
   }
@@ -168,7 +168,7 @@ struct read_by_softmax {
     auto const column_sum = [&](index_t c, batch origin) {
       batch sum(T(0));
       for (index_t r = 0; r < rows; ++r)
-        sum = xsimd::fma(weights(r, c), batch::load_unaligned(dW[r] + c) - origin, sum);
+        sum = simd::fma(weights(r, c), batch::load_unaligned(dW[r] + c) - origin, sum);
       return sum;
     };
     batch all_origin(T(0)), all(T(0));
@@ -183,8 +183,8 @@ struct read_by_softmax {
       batch const origin = each_column ? at_largest(c, batch(T(0))) : all_origin;
       batch const mean = (each_column ? column_sum(c, origin) : all) / batch(total);
       for (index_t r = 0; r < rows; ++r)
-        xsimd::fma(weights(r, c), (batch::load_unaligned(dW[r] + c) - origin) - mean,
-                   batch::load_unaligned(dX[r] + c))
+        simd::fma(weights(r, c), (batch::load_unaligned(dW[r] + c) - origin) - mean,
+                  batch::load_unaligned(dX[r] + c))
             .store_unaligned(dX[r] + c);
     }
   }
