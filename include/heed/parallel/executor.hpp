@@ -72,8 +72,8 @@ on(Pool&) -> on<Pool>;
 
 /// Calls f(piece, worker) once for every piece in [0, pieces) and returns when all have returned.
 /// Workers are numbered from 0, fewer than max(1, executor.concurrency()) of them; calls with the
-/// same worker never overlap, so that a worker may own scratch. Which worker gets which piece is
-/// chance. If a piece throws, no further ones are begun and the first exception is rethrown here.
+/// same worker never overlap, so that a worker may own scratch. Pieces are begun in order; which worker
+/// gets which is chance. If a piece throws, no further ones are begun and the first exception is rethrown here.
 template <class Executor, class F>
   requires executor<Executor const>
 void parallel_for(Executor const& executor, index_t pieces, F f) {
