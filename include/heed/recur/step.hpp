@@ -17,7 +17,8 @@ class step_worker {
   step_worker(arena& memory, problem<T> const& p)
       : p_(p),
         features_(simd::round_up(p.features, lanes)),
-        columns_(simd::round_up(p.columns, lanes)) {
+        columns_(simd::round_up(p.columns, lanes)),
+        in_place_(p.final.in_place() && p.columns % lanes == 0) {
     auto const numbers = [&](index_t count) {
       T* const at = memory.take<T>(count);
       if (!memory.measuring()) std::fill_n(at, count, T(0));
@@ -31,7 +32,7 @@ class step_worker {
     written_ = numbers(columns_);
     out_ = numbers(columns_ * p.readers());
     gates_ = memory.take<double>(std::max(features_, columns_));
-    state_ = numbers(p.features * columns_);
+    if (!in_place_) state_ = numbers(p.features * columns_);
   }
 
   void run(state_place const& at, sink<T> const& state, sink<T> const& out) {
@@ -45,16 +46,15 @@ class step_worker {
     if (p_.is_normalised) written_[p_.columns - 1] = T(1);
     load_gates(at);
 
-    bool const in_place = state.in_place() && p_.columns % lanes == 0;
-    T* const rows = in_place ? state.row(where.sequence, at.head, 0) : state_;
-    index_t const stride = in_place ? state.row_stride() : columns_;
-    if (!in_place) p_.initial.copy(where.sequence, at.head, 0, p_.features, rows, stride);
+    T* const rows = in_place_ ? state.row(where.sequence, at.head, 0) : state_;
+    index_t const stride = in_place_ ? state.row_stride() : columns_;
+    if (!in_place_) p_.initial.copy(where.sequence, at.head, 0, p_.features, rows, stride);
     if (p_.rule != write_rule::add) erase(at, rows, stride);
     std::fill_n(out_, columns_ * p_.readers(), T(0));
     in_tiles([&]<index_t Registers>(std::integral_constant<index_t, Registers>, index_t first) {
       update<Registers>(rows, stride, first);
     });
-    if (!in_place) state.store(where.sequence, at.head, 0, p_.features, rows, stride);
+    if (!in_place_) state.store(where.sequence, at.head, 0, p_.features, rows, stride);
     for (index_t r = 0; r < p_.readers(); ++r) {
       T* const row = out_ + r * columns_;
       if (p_.is_normalised) {
@@ -166,6 +166,7 @@ class step_worker {
   problem<T> const& p_;
   index_t features_;
   index_t columns_;
+  bool in_place_;  // the state is worked on where it lies
   T* raw_;
   T* key_;
   T* queries_;
@@ -174,7 +175,7 @@ class step_worker {
   T* written_;
   T* out_;
   double* gates_;
-  T* state_;
+  T* state_ = nullptr;
 };
 
 template <class Arch, class T>
@@ -186,7 +187,8 @@ void step_pass(problem<T> const& p, sink<T> const& out, any_executor const& run_
   index_t const states = p.sequences.count * p.shape.state_heads;
   // A step is short: several states to a piece.
   index_t const workers = run_on.concurrency();
-  index_t const pieces = std::min(states, 4 * workers);
+  index_t const pieces =
+      workers == 1 ? std::min<index_t>(states, 1) : std::min(states, 4 * workers);
   std::byte* const memory = scratch_memory.reserve(bytes * static_cast<std::size_t>(workers));
   parallel_for(run_on, pieces, [&](index_t piece, index_t worker) {
     arena own(memory + static_cast<std::size_t>(worker) * bytes);
