@@ -186,7 +186,7 @@ struct key_tile {
   static constexpr std::uint64_t met_by_all = ~std::uint64_t{0};
 
   interval* runs;        // of the sequence's keys, one below the other in the tile
-  T* positions;          // [key row]
+  T* positions;          // [key row], for those who ask for them
   index_t* tokens;       // [key row], where they lie
   std::uint64_t* masks;  // [key row], of the lanes that meet the key; only in `masked`
   int run_count = 0;
@@ -209,7 +209,6 @@ struct key_tile {
 
   /// Adds a run of keys below the others, for which there is room.
   void add(interval run) {
-    for (index_t k = 0; k < run.size(); ++k) positions[count + k] = static_cast<T>(run.first + k);
     runs[run_count++] = run;
     count += run.size();
   }
@@ -269,7 +268,6 @@ struct key_tile {
     while (first < last && is_empty(last - 1)) --last;
     if (first == 0 && last == count) return;
     std::copy(masks + first, masks + last, masks);
-    std::copy(positions + first, positions + last, positions);
     masked = intersect({masked.first - first, masked.last - first}, {0, last - first});
     runs[0] = {run.first + first, run.first + last};
     count = last - first;
@@ -380,8 +378,14 @@ struct score_tile {
 
   index_t first_key() const { return keys.runs[0].first; }
 
-  /// Fills in what modifiers read from memory, 0 in lanes beyond the last row. Call before finish.
+  /// Fills in what modifiers and factors read: positions, and numbers from memory, 0 in lanes beyond the last row.
+  /// Call before finish.
   void stage() const {
+    if constexpr (modifiers + std::tuple_size_v < decltype(Bound::factors) >> 0) {
+      T* position = keys.positions;
+      for (interval run : keys.each_run())
+        for (index_t key = run.first; key < run.last; ++key) *position++ = static_cast<T>(key);
+    }
     index_t reader = 0;
     auto const fill = [&](auto const& modifier) {
       if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>) {
