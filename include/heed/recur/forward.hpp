@@ -55,8 +55,7 @@ class forward_worker : public chunk_worker<T, Arch> {
     this->load_keys(at, now);
     if (now.rows > 0 || this->erases()) this->prepare_scores();
     this->prepare_erasures();
-    if (now.rows > 0 && this->p_.readers() > 0)
-      prepare_rows(at, now, at.head * this->p_.readers());
+    if (now.rows > 0 && this->p_.readers() > 0) prepare_rows(at, now, at.head * this->p_.readers());
   }
   void prepare_rows(state_place const& at, chunk_list::chunk const& now, index_t head) {
     this->load_queries(at.where, head, now);
