@@ -4,9 +4,9 @@
 
 #include <type_traits>
 
-/// Multiply-adds that are rounded once, whatever the compiler makes of their neighbours: xsimd 8 spells them as a product and
-/// a sum for 512-bit registers, which compilers take apart where they think it faster, and then what should cancel does
-/// not, and equal sums differ in their bits.
+/// Multiply-adds that are rounded once, whatever the compiler's options: xsimd 8 spells them as a product and a sum for
+/// 512-bit registers, which g++ fuses from -O2 on and not before. Where it does not, or not everywhere, what should
+/// cancel does not, and sums that should be equal differ in their bits.
 namespace heed::simd {
 
 /// x y + z.
