@@ -276,25 +276,34 @@ class decode_worker {
       f(interval{k, std::min(k + size, tile.last)});
   }
 
+  /// Rows of keys or values whole registers long, where they are stored or padded, and what multiplies them.
+  struct readable_rows {
+    stored_products<T, Arch> const& with;
+    void const* data;
+    index_t stride;
+    index_t ahead;  // to the rows that are asked for meanwhile
+  };
+  readable_rows rows_of(source<T> const& from, stored_products<T, Arch> const& with_stored,
+                        place const& where, index_t head, interval keys, index_t padded) {
+    if (from.unit_stride() && from.dim() == padded)
+      return {with_stored, from.stored(where.batch, head, where.first_key + keys.first),
+              from.strides()[1], rows_ahead * from.strides()[1]};
+    row_block<T> const copied = padded_rows(from, where, head, keys, padded);
+    return {with_padded_, copied.data, copied.stride, 0};
+  }
+
   void multiply_keys(place const& where, index_t head, interval keys, index_t row, index_t count,
                      T* scores) {
     constexpr int together = stored_products<T, Arch>::together;
-    bool const stored = p_.key.unit_stride() && p_.key.dim() == dim_;
-    row_block<T> const padded =
-        stored ? row_block<T>{} : padded_rows(p_.key, where, head, keys, dim_);
-    auto const& products = stored ? with_key_ : with_padded_;
-    void const* const rows =
-        stored ? p_.key.stored(where.batch, head, where.first_key + keys.first) : padded.data;
-    index_t const stride = stored ? p_.key.strides()[1] : padded.stride;
-    index_t ahead = stored ? rows_ahead * stride : 0;
+    readable_rows const key = rows_of(p_.key, with_key_, where, head, keys, dim_);
     T const* const query = query_ + row * dim_;
-    index_t r = 0;
+    index_t ahead = key.ahead, r = 0;
     for (; r + together <= count; r += together, ahead = 0)
-      products.dot_together(query + r * dim_, rows, stride, keys.size(), dim_,
+      key.with.dot_together(query + r * dim_, key.data, key.stride, keys.size(), dim_,
                             scores + r * keys_per_tile, ahead);
     for (; r < count; ++r)
-      products.dot(query + r * dim_, rows, stride, keys.size(), dim_, scores + r * keys_per_tile,
-                   ahead);
+      key.with.dot(query + r * dim_, key.data, key.stride, keys.size(), dim_,
+                   scores + r * keys_per_tile, ahead);
   }
 
   void multiply_values(place const& where, index_t head, interval keys, index_t row, index_t count,
@@ -310,21 +319,14 @@ class decode_worker {
                                           sums + r * to.stride);
       return;
     }
-    bool const stored = p_.value.unit_stride() && p_.value.dim() == value_dim_;
-    row_block<T> const padded =
-        stored ? row_block<T>{} : padded_rows(p_.value, where, head, keys, value_dim_);
-    auto const& products = stored ? with_value_ : with_padded_;
-    void const* const rows =
-        stored ? p_.value.stored(where.batch, head, where.first_key + keys.first) : padded.data;
-    index_t const stride = stored ? p_.value.strides()[1] : padded.stride;
-    index_t const ahead = stored ? rows_ahead * stride : 0;
+    readable_rows const value = rows_of(p_.value, with_value_, where, head, keys, value_dim_);
     if (count < 3)
       for (index_t r = 0; r < count; ++r)
-        products.add(weights + r * keys_per_tile, rows, stride, keys.size(), value_dim_,
-                     sums + r * to.stride, ahead);
+        value.with.add(weights + r * keys_per_tile, value.data, value.stride, keys.size(),
+                       value_dim_, sums + r * to.stride, value.ahead);
     else
-      products.add_together(weights, count, rows, stride, keys.size(), value_dim_, sums, to.stride,
-                            ahead);
+      value.with.add_together(weights, count, value.data, value.stride, keys.size(), value_dim_,
+                              sums, to.stride, value.ahead);
   }
 
   /// Turns row `row`'s scores of a tile into weights, -0 where a pair is hidden; true if any may

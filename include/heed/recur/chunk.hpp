@@ -48,15 +48,13 @@ struct chunk_list {
   index_t part(index_t of, index_t n) const { return std::min(tokens, of - n * tokens); }
 };
 
-/// Where a state is: its sequence, its head and, where columns are split among workers, which of them.
+/// Where a state is: its sequence and its head.
 struct state_place {
   place where;
   index_t head;
 };
 
-/// Columns of one feature of a state after a chunk: what is left of them, by feature and by column, and what was written. One
-/// function, and multiply-adds that say so: a compiler that joins products and sums as it sees fit may do so here and not
-/// there, and then chunks that are shared out have other bits.
+/// Columns of one feature of a state after a chunk: what is left of them, by feature and by column, and what was written.
 template <class Batch>
 Batch after_chunk(Batch const& state, Batch const& by_feature, Batch const* by_column,
                   Batch const& written) {
