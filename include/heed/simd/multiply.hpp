@@ -67,33 +67,22 @@ inline void multiply_columns_tile(T const* const* rows, index_t const (&column)[
     for (int r = 0; r < Registers; ++r) sum[i][r].store_aligned(c[i] + r * lanes);
 }
 
-/// Calls f(number of each row) for register tiles of `rows` rows; a last tile of fewer has its last row several times,
-/// which computes it alike each time.
-template <int Rows, class F>
-inline void each_tile(index_t rows, F&& f) {
-  for (index_t first = 0; first < rows; first += Rows) {
-    index_t row[Rows];
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) row[i] = std::min(first + i, rows - 1);
-    f(row);
-  }
-}
-
 /// Rows of scalars against lanes: row(r) is where row r is read, sum(r) where its sums go.
 template <int Registers, bool Accumulate, class Arch, class T, class Stored, class Row, class Sum>
 inline void multiply_each(index_t rows, index_t depth, Row row, index_t row_step, Stored const* b,
                           index_t b_stride, Sum sum) {
   constexpr int step = tile_shape<T, Arch>::template rows<Registers>;
-  each_tile<step>(rows, [&](index_t const(&number)[step]) {
+  for (index_t first = 0; first < rows; first += step) {
+    // A last tile of fewer rows computes its last row several times, alike each time.
     T const* from[step];
     T* to[step];
-#pragma GCC unroll 16
     for (int i = 0; i < step; ++i) {
-      from[i] = row(number[i]);
-      to[i] = sum(number[i]);
+      index_t const r = std::min(first + i, rows - 1);
+      from[i] = row(r);
+      to[i] = sum(r);
     }
     multiply_tile<step, Registers, Accumulate, T, Arch>(from, row_step, b, b_stride, depth, to);
-  });
+  }
 }
 
 }  // namespace detail
@@ -134,11 +123,15 @@ template <int Registers, class Arch, class T>
 void multiply_columns(index_t columns, index_t depth, T const* const* rows, T const* b,
                       index_t b_stride, T* c, index_t c_stride) {
   constexpr int step = tile_shape<T, Arch>::template rows<Registers>;
-  detail::each_tile<step>(columns, [&](index_t const(&column)[step]) {
+  for (index_t first = 0; first < columns; first += step) {
+    index_t column[step];
     T* sum[step];
-    for (int i = 0; i < step; ++i) sum[i] = c + column[i] * c_stride;
+    for (int i = 0; i < step; ++i) {
+      column[i] = std::min(first + i, columns - 1);
+      sum[i] = c + column[i] * c_stride;
+    }
     detail::multiply_columns_tile<step, Registers, T, Arch>(rows, column, b, b_stride, depth, sum);
-  });
+  }
 }
 
 /// Into rows that lie anywhere, sums[row][lane] += sum_k a(row, k) * b[k][lane]; `column` is where in them.
