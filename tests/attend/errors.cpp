@@ -39,7 +39,8 @@ struct arguments {
       message = e.what();
     }
     CHECK(message != "");
-    for (std::string const& word : words) CHECK_THAT(message, Catch::Matchers::Contains(word));
+    for (std::string const& word : words)
+      CHECK_THAT(message, Catch::Matchers::ContainsSubstring(word));
     CHECK(
         (out.untouched() && dq.untouched() && dk.untouched() && dv.untouched() && lse.untouched()));
   }

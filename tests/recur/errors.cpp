@@ -42,7 +42,8 @@ struct arguments {
       message = e.what();
     }
     CHECK(message != "");
-    for (std::string const& word : words) CHECK_THAT(message, Catch::Matchers::Contains(word));
+    for (std::string const& word : words)
+      CHECK_THAT(message, Catch::Matchers::ContainsSubstring(word));
     CHECK((out.untouched() && dq.untouched() && dk.untouched() && dv.untouched() &&
            state.untouched()));
     CHECK(std::memcmp(memory.data(), before.data(), memory.size() * sizeof(float)) == 0);

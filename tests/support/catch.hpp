@@ -6,4 +6,10 @@
 using Catch::Approx;
 #else
 #include <catch2/catch.hpp>
+namespace Catch::Matchers {
+/// As Catch2 3 calls it, where Contains means something else.
+inline auto ContainsSubstring(std::string const& part) {
+  return Contains(part);
+}
+}  // namespace Catch::Matchers
 #endif

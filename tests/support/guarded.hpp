@@ -124,8 +124,10 @@ layout<Rank> random_layout(random& draw, extents_of<Rank> extents, bool shared) 
 
 template <class T>
 T poison() {
-  if constexpr (std::is_integral_v<T>)
-    return static_cast<T>(T(1) << (sizeof(T) == 1 ? 0 : 8 * sizeof(T) - 2));
+  if constexpr (std::is_integral_v<T> && sizeof(T) == 1)
+    return T(1);
+  else if constexpr (std::is_integral_v<T>)
+    return static_cast<T>(T(1) << (8 * sizeof(T) - 2));
   else
     return std::numeric_limits<T>::quiet_NaN();
 }

@@ -342,17 +342,12 @@ class decode_worker {
     bool const partial = cover != coverage::all;
     bool const hidden = hides(bound, partial);
     index_t reader = 0;
-    std::apply(
-        [&](auto const&... modifier) {
-          (
-              [&] {
-                if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>)
-                  modifier.fill(pair_tile<T>{
-                      staged_ + reader++ * staged_stride, {n, n + 1}, tile, keys_per_tile, 1});
-              }(),
-              ...);
-        },
-        bound.modifiers);
+    auto const stage = [&](auto const& modifier) {
+      if constexpr (heed::detail::reads<std::remove_cvref_t<decltype(modifier)>>)
+        modifier.fill(
+            pair_tile<T>{staged_ + reader++ * staged_stride, {n, n + 1}, tile, keys_per_tile, 1});
+    };
+    std::apply([&](auto const&... modifier) { (stage(modifier), ...); }, bound.modifiers);
     for (index_t k = count; k < padded; ++k) scores[k] = -infinity;
     batch const query(static_cast<T>(position));
     if constexpr (std::tuple_size_v < decltype(Bound::modifiers) >> 0)

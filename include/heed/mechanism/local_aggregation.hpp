@@ -27,6 +27,20 @@ struct token_box {
 
 namespace detail {
 
+/// Tokens of one head from a channel on.
+template <class E>
+struct run_of_tokens {
+  E const* first;
+  index_t token, channel;
+
+  template <class U>
+  run_of_tokens(tensor_view<U, 4> const& all, index_t b, index_t i, index_t h, index_t c)
+      : first(&all(b, i, h, c)), token(all.stride(1)), channel(all.stride(3)) {}
+};
+template <class U>
+run_of_tokens(tensor_view<U, 4> const&, index_t, index_t, index_t, index_t)
+    -> run_of_tokens<std::remove_const_t<U>>;
+
 /// The work of local_aggregation and its gradients on a grid of three axes.
 template <class T, class Arch = xsimd::default_arch>
 class aggregator {
@@ -116,20 +130,6 @@ class aggregator {
     index_t const y = line % grid_[1] + tap % window_[1] - window_[1] / 2;
     return z >= 0 && z < grid_[0] && y >= 0 && y < grid_[1] ? z * grid_[1] + y : -1;
   }
-
-  /// Tokens of one head from a channel on.
-  template <class E>
-  struct run_of_tokens {
-    E const* first;
-    index_t token, channel;
-
-    template <class U>
-    run_of_tokens(tensor_view<U, 4> const& all, index_t b, index_t i, index_t h, index_t c)
-        : first(&all(b, i, h, c)), token(all.stride(1)), channel(all.stride(3)) {}
-  };
-  template <class U>
-  run_of_tokens(tensor_view<U, 4> const&, index_t, index_t, index_t, index_t)
-      -> run_of_tokens<std::remove_const_t<U>>;
 
   /// The products of `count` tokens, summed.
   template <bool Whole, class A, class B>
