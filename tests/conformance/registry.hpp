@@ -147,7 +147,7 @@ class arguments {
                                 : "float32 or float64");
     });
     typename tensor<T, Rank>::shape_type extents{};
-    std::copy(shape.begin(), shape.end(), extents.begin());
+    std::copy_n(shape.begin(), Rank, extents.begin());
     tensor<T, Rank> to(extents);
     from.with_elements([&](auto const* element) {
       using file_type = std::remove_cvref_t<decltype(*element)>;

@@ -171,7 +171,8 @@ class chunk_worker {
       for (index_t e = part.first; e < part.last; e += lanes) {
         batch before[block];
         [&]<index_t... Row>(std::integer_sequence<index_t, Row...>) {
-          ((first + Row < last ? solve_row<Row>(first, e, before, missed) : void()), ...);
+          static_cast<void>(
+              ((first + Row < last && (solve_row<Row>(first, e, before, missed), true)) && ...));
         }
         (std::make_integer_sequence<index_t, block>());
       }

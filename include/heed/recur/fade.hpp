@@ -422,9 +422,6 @@ class fade {
       batch const gate = batch::load_aligned(gate_ + (i + 1) * width_ + d);
 #pragma GCC unroll 16
       for (index_t j = 0; j <= Row; ++j) sum[j] *= gate;
-    } else {
-#pragma GCC unroll 16
-      for (index_t j = 0; j <= Row; ++j) sum[j] = batch(T(0));
     }
 #pragma GCC unroll 16
     for (index_t j = 0; j <= Row; ++j) sum[j] = simd::fma(batch(row[j]), own, sum[j]);
@@ -446,7 +443,8 @@ class fade {
       for (index_t d = 0; d < width_; d += lanes) {
         batch key[block];
         [&]<index_t... Row>(std::integer_sequence<index_t, Row...>) {
-          ((first + Row < last ? gather_row<Row>(m, y, first, d, key, z) : void()), ...);
+          static_cast<void>(
+              ((first + Row < last && (gather_row<Row>(m, y, first, d, key, z), true)) && ...));
         }
         (std::make_integer_sequence<index_t, block>());
       }
@@ -473,6 +471,7 @@ class fade {
       }
       for (index_t d = 0; d < width_; d += lanes) {
         batch sum[block];
+        std::fill_n(sum, block, batch(T(0)));
         [&]<index_t... Row>(std::integer_sequence<index_t, Row...>) {
           ((first + block - 1 - Row < last
                 ? scatter_row<block - 1 - Row>(m, x, first, last, d, sum, z)
