@@ -61,6 +61,8 @@ rows const all([] {
     row<Eigen::half>({.dim = 128, .queries = 1, .keys = 65536, .heads = 8 * group, .key_heads = 8});
   row<float>({.dim = 128, .queries = 1, .keys = 65536, .bnhd = true});
   row<Eigen::half>({.dim = 128, .queries = 1, .keys = 65536, .bnhd = true});
+  row<Eigen::half>(
+      {.dim = 128, .queries = 1, .keys = 65536, .heads = 32, .key_heads = 8, .bnhd = true});
   for (int threads : thread_counts()) {
     row<float>({.dim = 128, .queries = 1, .keys = 65536}, threads);
     row<Eigen::half>({.dim = 128, .queries = 1, .keys = 65536}, threads);

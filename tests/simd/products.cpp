@@ -107,22 +107,48 @@ TEST_CASE("transpose: both orders of walking, ragged ends", "[simd][quick]") {
 }
 
 TEST_CASE("dot_rows and add_weighted_rows", "[simd][quick]") {
+  constexpr int queries = 2;
   index_t const depth = 2 * shape::lanes, keys = shape::lanes + 3;
-  numbers const query = whole_numbers(depth, 9), rows = whole_numbers(keys * depth, 7);
-  numbers scores(static_cast<std::size_t>(keys)), sums(static_cast<std::size_t>(depth));
-  heed::simd::dot_rows<1, arch>(query.data(), depth, rows.data(), depth, keys, depth, scores.data(),
-                                keys);
-  heed::simd::add_weighted_rows<arch>(scores.data(), rows.data(), depth, keys, depth, sums.data());
-  for (index_t k = 0; k < keys; ++k) {
-    float sum = 0;
-    for (index_t d = 0; d < depth; ++d) sum += at(query, d) * at(rows, k * depth + d);
-    CHECK(at(scores, k) == sum);
-  }
+  numbers const query = whole_numbers(queries * depth, 9), rows = whole_numbers(keys * depth, 7);
+  numbers one(static_cast<std::size_t>(keys)), both(static_cast<std::size_t>(queries * keys)),
+      sums(static_cast<std::size_t>(depth));
+  heed::simd::dot_pairs<arch>(query.data(), 0, rows.data(), depth, keys, depth, one.data(), 1);
+  heed::simd::dot_rows<queries, arch>(query.data(), depth, rows.data(), depth, keys, depth,
+                                      both.data(), keys);
+  heed::simd::add_weighted_rows<arch>(one.data(), rows.data(), depth, keys, depth, sums.data());
+  for (index_t q = 0; q < queries; ++q)
+    for (index_t k = 0; k < keys; ++k) {
+      float sum = 0;
+      for (index_t d = 0; d < depth; ++d) sum += at(query, q * depth + d) * at(rows, k * depth + d);
+      CHECK(at(both, q * keys + k) == sum);
+      if (q == 0) CHECK(at(one, k) == sum);
+    }
   for (index_t d = 0; d < depth; ++d) {
     float sum = 0;
-    for (index_t k = 0; k < keys; ++k) sum += at(scores, k) * at(rows, k * depth + d);
+    for (index_t k = 0; k < keys; ++k) sum += at(one, k) * at(rows, k * depth + d);
     CHECK(at(sums, d) == sum);
   }
+}
+
+TEST_CASE("dot_pairs and add_weighted_pairs: rows with a partner each", "[simd][quick]") {
+  index_t const depth = 2 * shape::lanes, apart = depth + 5, pairs = shape::lanes + 3, step = 3;
+  numbers const query = whole_numbers(pairs * depth, 9), rows = whole_numbers(pairs * apart, 7),
+                before = whole_numbers(pairs * depth, 5);
+  numbers scores(static_cast<std::size_t>(pairs * step), -1.f), sums = before;
+  heed::simd::dot_pairs<arch>(query.data(), depth, rows.data(), apart, pairs, depth, scores.data(),
+                              step);
+  for (index_t k = 0; k < pairs; ++k) {
+    float sum = 0;
+    for (index_t d = 0; d < depth; ++d) sum += at(query, k * depth + d) * at(rows, k * apart + d);
+    CHECK(at(scores, k * step) == sum);
+    CHECK(at(scores, k * step + 1) == -1.f);
+  }
+  heed::simd::add_weighted_pairs<arch>(scores.data(), step, rows.data(), apart, pairs, depth,
+                                       sums.data(), depth);
+  for (index_t k = 0; k < pairs; ++k)
+    for (index_t d = 0; d < depth; ++d)
+      CHECK(at(sums, k * depth + d) ==
+            at(before, k * depth + d) + at(scores, k * step) * at(rows, k * apart + d));
 }
 
 TEST_CASE("multiply converts stored lanes", "[simd][quick]") {

@@ -30,14 +30,18 @@ template <class T, class Arch>
 struct stored_products {
   static constexpr int together = xsimd::batch<T, Arch>::size >= 4 ? 4 : 2;
 
-  /// Scores of one query, or of `together`, with some keys; see simd::dot_rows.
-  using dot_product = void (*)(T const* query, void const* keys, index_t stride, index_t count,
-                               index_t depth, T* scores, index_t ahead);
-  dot_product dot;
-  dot_product dot_together;
+  /// Scores of some keys, each with its query; see simd::dot_pairs.
+  void (*dot)(T const* queries, index_t query_stride, void const* keys, index_t stride,
+              index_t count, index_t depth, T* scores, index_t score_stride, index_t ahead);
+  /// Scores of `together` queries with some keys; see simd::dot_rows.
+  void (*dot_together)(T const* queries, void const* keys, index_t stride, index_t count,
+                       index_t depth, T* scores, index_t ahead);
   /// Some values times the weights of one query; see simd::add_weighted_rows.
   void (*add)(T const* weights, void const* rows, index_t stride, index_t count, index_t columns,
               T* to, index_t ahead);
+  /// Some values times a weight each, to sums of their own; see simd::add_weighted_pairs.
+  void (*add_apart)(T const* weights, index_t weight_stride, void const* rows, index_t stride,
+                    index_t count, index_t columns, T* to, index_t to_stride, index_t ahead);
   /// Some values times the weights of `queries`, to[query][column]; see simd::multiply.
   void (*add_together)(T const* weights, index_t queries, void const* rows, index_t stride,
                        index_t count, index_t columns, T* to, index_t to_stride, index_t ahead);
@@ -45,23 +49,31 @@ struct stored_products {
   template <element E>
   static stored_products of() {
     using stored = std::remove_const_t<E>;
-    return {&dot_stored<1, stored>, &dot_stored<together, stored>,
+    return {[](T const* queries, index_t query_stride, void const* keys, index_t stride,
+               index_t count, index_t depth, T* scores, index_t score_stride, index_t ahead) {
+              simd::dot_pairs<Arch>(queries, query_stride, static_cast<stored const*>(keys), stride,
+                                    count, depth, scores, score_stride, ahead);
+            },
+            [](T const* queries, void const* keys, index_t stride, index_t count, index_t depth,
+               T* scores, index_t ahead) {
+              simd::dot_rows<together, Arch>(queries, depth, static_cast<stored const*>(keys),
+                                             stride, count, depth, scores, keys_per_tile, ahead);
+            },
             [](T const* weights, void const* rows, index_t stride, index_t count, index_t columns,
                T* to, index_t ahead) {
               simd::add_weighted_rows<Arch>(weights, static_cast<stored const*>(rows), stride,
                                             count, columns, to, ahead);
             },
+            [](T const* weights, index_t weight_stride, void const* rows, index_t stride,
+               index_t count, index_t columns, T* to, index_t to_stride, index_t ahead) {
+              simd::add_weighted_pairs<Arch>(weights, weight_stride,
+                                             static_cast<stored const*>(rows), stride, count,
+                                             columns, to, to_stride, ahead);
+            },
             &add_stored<stored>};
   }
 
  private:
-  template <int Queries, class Stored>
-  static void dot_stored(T const* query, void const* keys, index_t stride, index_t count,
-                         index_t depth, T* scores, index_t ahead) {
-    simd::dot_rows<Queries, Arch>(query, depth, static_cast<Stored const*>(keys), stride, count,
-                                  depth, scores, keys_per_tile, ahead);
-  }
-
   /// Some columns at a time; with each part of them a part of the rows `ahead` is asked for.
   template <class Stored>
   static void add_stored(T const* weights, index_t queries, void const* rows, index_t stride,
@@ -241,14 +253,20 @@ class decode_worker {
 
   void visit(index_t sequence, interval heads, interval tile, states const& to) {
     place const here = p_.sequence.at(sequence, heads.first);
-    each_step(tile, heads.size() * here.rows, p_.heads / p_.key_heads * here.rows,
-              [&](interval step) {
-                each_shared_head(
-                    heads, here.rows, p_.key_heads, [&](index_t head, index_t row, index_t count) {
-                      multiply_keys(here, head, step, row, count,
-                                    scores_ + row * keys_per_tile + (step.first - tile.first));
-                    });
-              });
+    if (lie_side_by_side(p_.key, heads, here.rows, dim_))
+      for (index_t k = tile.first; k < tile.last; ++k)
+        with_key_.dot(query_, dim_, p_.key.stored(here.batch, heads.first, here.first_key + k),
+                      p_.key.strides()[2], heads.size(), dim_, scores_ + (k - tile.first),
+                      keys_per_tile, far_ahead(p_.key, heads));
+    else
+      each_step(
+          tile, heads.size() * here.rows, p_.heads / p_.key_heads * here.rows, [&](interval step) {
+            each_shared_head(
+                heads, here.rows, p_.key_heads, [&](index_t head, index_t row, index_t count) {
+                  multiply_keys(here, head, step, row, count,
+                                scores_ + row * keys_per_tile + (step.first - tile.first));
+                });
+          });
     bool hidden = false;
     for (index_t head = heads.first; head < heads.last; ++head) {
       place const where = p_.sequence.at(sequence, head);
@@ -256,15 +274,34 @@ class decode_worker {
       for (index_t n = 0; n < where.rows; ++n)
         hidden |= weigh(where, bound, n, tile, (head - heads.first) * where.rows + n, to);
     }
-    each_step(
-        tile, heads.size() * here.rows, p_.heads / p_.value_heads * here.rows, [&](interval step) {
-          each_shared_head(
-              heads, here.rows, p_.value_heads, [&](index_t head, index_t row, index_t count) {
-                multiply_values(here, head, step, row, count,
-                                scores_ + row * keys_per_tile + (step.first - tile.first), hidden,
-                                to);
-              });
-        });
+    if (!hidden && lie_side_by_side(p_.value, heads, here.rows, value_dim_))
+      for (index_t k = tile.first; k < tile.last; ++k)
+        with_value_.add_apart(scores_ + (k - tile.first), keys_per_tile,
+                              p_.value.stored(here.batch, heads.first, here.first_key + k),
+                              p_.value.strides()[2], heads.size(), value_dim_, to.accumulated,
+                              to.stride, far_ahead(p_.value, heads));
+    else
+      each_step(tile, heads.size() * here.rows, p_.heads / p_.value_heads * here.rows,
+                [&](interval step) {
+                  each_shared_head(heads, here.rows, p_.value_heads,
+                                   [&](index_t head, index_t row, index_t count) {
+                                     multiply_values(
+                                         here, head, step, row, count,
+                                         scores_ + row * keys_per_tile + (step.first - tile.first),
+                                         hidden, to);
+                                   });
+                });
+  }
+
+  /// Whether heads with one query row and with keys or values of their own lie side by side in every position, so that memory
+  /// is read in order position by position.
+  bool lie_side_by_side(source<T> const& from, interval heads, index_t rows, index_t padded) const {
+    return rows == 1 && 2 * heads.size() >= lanes && from.heads() == p_.heads &&
+           from.unit_stride() && from.dim() == padded &&
+           std::abs(from.strides()[2]) < std::abs(from.strides()[1]);
+  }
+  static index_t far_ahead(source<T> const& from, interval heads) {
+    return std::max<index_t>(1, rows_ahead / heads.size()) * from.strides()[1];
   }
 
   /// A tile in steps of some keys of every head: few where several heads are read, so that they are
@@ -302,8 +339,8 @@ class decode_worker {
       key.with.dot_together(query + r * dim_, key.data, key.stride, keys.size(), dim_,
                             scores + r * keys_per_tile, ahead);
     for (; r < count; ++r)
-      key.with.dot(query + r * dim_, key.data, key.stride, keys.size(), dim_,
-                   scores + r * keys_per_tile, ahead);
+      key.with.dot(query + r * dim_, 0, key.data, key.stride, keys.size(), dim_,
+                   scores + r * keys_per_tile, 1, ahead);
   }
 
   void multiply_values(place const& where, index_t head, interval keys, index_t row, index_t count,

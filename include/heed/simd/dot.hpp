@@ -47,60 +47,81 @@ inline void each_line(index_t depth, Begin&& begin, Step&& step) {
 
 }  // namespace detail
 
-/// scores[q * score_stride + k] = query(q) . key(k) for `count` keys, stored in any element type. Rows are `depth` numbers
-/// long, a number of whole registers. While a row is read the one `ahead` elements on is asked for, if that is not 0.
+/// scores[k * score_stride] = query(k) . row(k) for `count` rows, stored in any element type, each with a query of its own; a
+/// stride of 0 gives them one. Rows are `depth` numbers long, a number of whole registers. While a row is read the one `ahead`
+/// elements on is asked for, if that is not 0.
+template <class Arch, class T, class Stored>
+void dot_pairs(T const* queries, index_t query_stride, Stored const* rows, index_t row_stride,
+               index_t count, index_t depth, T* scores, index_t score_stride, index_t ahead = 0) {
+  using batch = xsimd::batch<T, Arch>;
+  constexpr auto lanes = static_cast<index_t>(batch::size);
+  for (index_t first = 0; first < count; first += lanes) {
+    batch sum[lanes];
+    // One row after the other: memory is read in order, and the rows' sums overlap in flight.
+#pragma GCC unroll 16
+    for (index_t k = 0; k < lanes; ++k) {
+      index_t const at = std::min(first + k, count - 1);
+      Stored const* const row = rows + at * row_stride;
+      T const* const query = queries + at * query_stride;
+      sum[k] = batch(T(0));
+      detail::each_line<Stored, lanes>(
+          depth, [&](index_t line) { __builtin_prefetch(row + line + ahead); },
+          [&](index_t d) {
+            sum[k] =
+                simd::fma(load_stored<T, Arch>(row + d), batch::load_aligned(query + d), sum[k]);
+          });
+    }
+    alignas(64) T result[lanes];
+    detail::sum_lanes<T, Arch>(sum, result);
+    for (index_t k = 0; k < std::min(lanes, count - first); ++k)
+      scores[(first + k) * score_stride] = result[k];
+  }
+}
+
+/// scores[q * score_stride + k] = query(q) . row(k) for `count` rows and a few queries at once, as in dot_pairs.
 template <int Queries, class Arch, class T, class Stored>
-void dot_rows(T const* queries, index_t query_stride, Stored const* keys, index_t key_stride,
+void dot_rows(T const* queries, index_t query_stride, Stored const* rows, index_t row_stride,
               index_t count, index_t depth, T* scores, index_t score_stride, index_t ahead = 0) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   // One round fills a register with sums: Queries x lanes / Queries of them.
-  constexpr index_t keys_per_round = lanes / Queries;
-  static_assert(keys_per_round * Queries == lanes);
-  for (index_t first = 0; first < count; first += keys_per_round) {
-    Stored const* key[keys_per_round];
-    batch sum[Queries][keys_per_round];
+  constexpr index_t rows_per_round = lanes / Queries;
+  static_assert(rows_per_round * Queries == lanes);
+  for (index_t first = 0; first < count; first += rows_per_round) {
+    Stored const* row[rows_per_round];
+    batch sum[Queries][rows_per_round];
 #pragma GCC unroll 16
-    for (index_t k = 0; k < keys_per_round; ++k) {
-      key[k] = keys + std::min(first + k, count - 1) * key_stride;
+    for (index_t k = 0; k < rows_per_round; ++k) {
+      row[k] = rows + std::min(first + k, count - 1) * row_stride;
 #pragma GCC unroll 4
       for (int q = 0; q < Queries; ++q) sum[q][k] = batch(T(0));
     }
     auto const step = [&](index_t k, index_t d) {
-      batch const part = load_stored<T, Arch>(key[k] + d);
+      batch const part = load_stored<T, Arch>(row[k] + d);
 #pragma GCC unroll 4
       for (int q = 0; q < Queries; ++q)
         sum[q][k] = simd::fma(part, batch::load_aligned(queries + q * query_stride + d), sum[q][k]);
     };
-    if constexpr (Queries == 1) {
-      // One row after the other: memory is read in order, and the rows' sums overlap in flight.
+    if (ahead != 0)
+      for (index_t k = 0; k < rows_per_round; ++k)
+        for (index_t d = 0; d < depth; d += 64 / static_cast<index_t>(sizeof(Stored)))
+          __builtin_prefetch(row[k] + d + ahead);
+    for (index_t d = 0; d < depth; d += lanes)
 #pragma GCC unroll 16
-      for (index_t k = 0; k < keys_per_round; ++k)
-        detail::each_line<Stored, lanes>(
-            depth, [&](index_t line) { __builtin_prefetch(key[k] + line + ahead); },
-            [&](index_t d) { step(k, d); });
-    } else {
-      if (ahead != 0)
-        for (index_t k = 0; k < keys_per_round; ++k)
-          for (index_t d = 0; d < depth; d += 64 / static_cast<index_t>(sizeof(Stored)))
-            __builtin_prefetch(key[k] + d + ahead);
-      for (index_t d = 0; d < depth; d += lanes)
-#pragma GCC unroll 16
-        for (index_t k = 0; k < keys_per_round; ++k) step(k, d);
-    }
+      for (index_t k = 0; k < rows_per_round; ++k) step(k, d);
     alignas(64) T result[lanes];
     detail::sum_lanes<T, Arch>(&sum[0][0], result);
     for (int q = 0; q < Queries; ++q) {
       T* const to = scores + q * score_stride + first;
-      if (first + keys_per_round <= count)
-        std::copy_n(result + q * keys_per_round, keys_per_round, to);
+      if (first + rows_per_round <= count)
+        std::copy_n(result + q * rows_per_round, rows_per_round, to);
       else
-        std::copy_n(result + q * keys_per_round, count - first, to);
+        std::copy_n(result + q * rows_per_round, count - first, to);
     }
   }
 }
 
-/// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned, `ahead` as in dot_rows.
+/// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned, `ahead` as in dot_pairs.
 template <class Arch, class T, class Stored>
 void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, index_t count,
                        index_t columns, T* to, index_t ahead = 0) {
@@ -132,6 +153,26 @@ void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, ind
       simd::fma(batch(weights[k]), load_stored<T, Arch>(rows + k * stride + c),
                 batch::load_aligned(to + c))
           .store_aligned(to + c);
+}
+
+/// to(k)[c] += weights[k * weight_stride] * row(k)[c] for `count` rows, each with sums of its own; otherwise the same.
+template <class Arch, class T, class Stored>
+void add_weighted_pairs(T const* weights, index_t weight_stride, Stored const* rows,
+                        index_t row_stride, index_t count, index_t columns, T* to,
+                        index_t to_stride, index_t ahead = 0) {
+  using batch = xsimd::batch<T, Arch>;
+  constexpr auto lanes = static_cast<index_t>(batch::size);
+  for (index_t k = 0; k < count; ++k) {
+    Stored const* const row = rows + k * row_stride;
+    T* const sums = to + k * to_stride;
+    batch const weight(weights[k * weight_stride]);
+    detail::each_line<Stored, lanes>(
+        columns, [&](index_t c) { __builtin_prefetch(row + c + ahead); },
+        [&](index_t c) {
+          simd::fma(weight, load_stored<T, Arch>(row + c), batch::load_aligned(sums + c))
+              .store_aligned(sums + c);
+        });
+  }
 }
 
 }  // namespace heed::simd

@@ -44,8 +44,7 @@ struct products {
                                   panel<T> b, panel<T> c, T* scratch) {
     if (rows == 0) return;
     if (rows == 1) {
-      simd::dot_rows<1, Arch>(a.data, a.stride, b.data, b.stride, columns, padded(depth), c.data,
-                              c.stride);
+      simd::dot_pairs<Arch>(a.data, 0, b.data, b.stride, columns, padded(depth), c.data, 1);
       std::fill(c.data + columns, c.data + padded(columns), T(0));
       return;
     }
