@@ -121,15 +121,37 @@ void dot_rows(T const* queries, index_t query_stride, Stored const* rows, index_
   }
 }
 
-/// to[c] += sum_k weights[k] * row(k)[c]; `columns` is a number of whole registers, `to` aligned, `ahead` as in dot_pairs.
+/// to(k)[c] += weights[k * weight_stride] * row(k)[c] for `count` rows; strides of 0 as in dot_pairs. `columns` is a number of
+/// whole registers, `to` aligned, `ahead` as there.
+template <class Arch, class T, class Stored>
+void add_weighted_pairs(T const* weights, index_t weight_stride, Stored const* rows,
+                        index_t row_stride, index_t count, index_t columns, T* to,
+                        index_t to_stride, index_t ahead = 0) {
+  using batch = xsimd::batch<T, Arch>;
+  constexpr auto lanes = static_cast<index_t>(batch::size);
+  for (index_t k = 0; k < count; ++k) {
+    Stored const* const row = rows + k * row_stride;
+    T* const sums = to + k * to_stride;
+    batch const weight(weights[k * weight_stride]);
+    detail::each_line<Stored, lanes>(
+        columns, [&](index_t c) { __builtin_prefetch(row + c + ahead); },
+        [&](index_t c) {
+          simd::fma(weight, load_stored<T, Arch>(row + c), batch::load_aligned(sums + c))
+              .store_aligned(sums + c);
+        });
+  }
+}
+
+/// to[c] += sum_k weights[k] * row(k)[c], the same sums for all rows; otherwise as above.
 template <class Arch, class T, class Stored>
 void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, index_t count,
                        index_t columns, T* to, index_t ahead = 0) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
-  constexpr index_t together = 4;
+  // Rows are read one after the other where memory takes longer than a sum to come back from where it was stored.
+  constexpr index_t long_row = 256 / static_cast<index_t>(sizeof(Stored)), together = 4;
   index_t k = 0;
-  for (; k + together <= count; k += together) {
+  for (; columns < long_row && k + together <= count; k += together) {
     Stored const* const row = rows + k * stride;
     batch weight[together];
 #pragma GCC unroll 4
@@ -148,31 +170,8 @@ void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, ind
           sum.store_aligned(to + c);
         });
   }
-  for (; k < count; ++k)
-    for (index_t c = 0; c < columns; c += lanes)
-      simd::fma(batch(weights[k]), load_stored<T, Arch>(rows + k * stride + c),
-                batch::load_aligned(to + c))
-          .store_aligned(to + c);
-}
-
-/// to(k)[c] += weights[k * weight_stride] * row(k)[c] for `count` rows, each with sums of its own; otherwise the same.
-template <class Arch, class T, class Stored>
-void add_weighted_pairs(T const* weights, index_t weight_stride, Stored const* rows,
-                        index_t row_stride, index_t count, index_t columns, T* to,
-                        index_t to_stride, index_t ahead = 0) {
-  using batch = xsimd::batch<T, Arch>;
-  constexpr auto lanes = static_cast<index_t>(batch::size);
-  for (index_t k = 0; k < count; ++k) {
-    Stored const* const row = rows + k * row_stride;
-    T* const sums = to + k * to_stride;
-    batch const weight(weights[k * weight_stride]);
-    detail::each_line<Stored, lanes>(
-        columns, [&](index_t c) { __builtin_prefetch(row + c + ahead); },
-        [&](index_t c) {
-          simd::fma(weight, load_stored<T, Arch>(row + c), batch::load_aligned(sums + c))
-              .store_aligned(sums + c);
-        });
-  }
+  add_weighted_pairs<Arch>(weights + k, 1, rows + k * stride, stride, count - k, columns, to, 0,
+                           ahead);
 }
 
 }  // namespace heed::simd
