@@ -159,9 +159,9 @@ class decode_worker {
   using states = decode_states<T, Arch, Bound>;
   static constexpr auto lanes = static_cast<index_t>(batch::size);
 
-  // Keys and values are read in turns, and what predicts reads in hardware loses the thread at each
-  // turn.
-  static constexpr index_t rows_ahead = 32;
+  // Keys and values are read in turns, and what predicts reads in hardware loses the thread at each turn. What is asked for
+  // too late is waited for, and what is asked for too early pushes the rows at hand out of the first cache.
+  static constexpr index_t bytes_ahead = 8 << 10;
 
   decode_worker(arena& memory, problem<T> const& p, Sentence const& whole, index_t rows,
                 stored_products<T, Arch> const& with_key,
@@ -237,7 +237,7 @@ class decode_worker {
     index_t const first = where.first_key + keys.first;
     if (from.in_place() && from.dim() == padded)
       return from.rows(where.batch, head, first, keys.size(), rows_);
-    from.copy(where.batch, head, first, keys.size(), rows_, padded, rows_ahead);
+    from.copy(where.batch, head, first, keys.size(), rows_, padded, rows_ahead(from, from.dim()));
     for (index_t k = 0; k < keys.size(); ++k)
       std::fill(rows_ + k * padded + from.dim(), rows_ + (k + 1) * padded, T(0));
     return {rows_, padded};
@@ -257,7 +257,8 @@ class decode_worker {
       for (index_t k = tile.first; k < tile.last; ++k)
         with_key_.dot(query_, dim_, p_.key.stored(here.batch, heads.first, here.first_key + k),
                       p_.key.strides()[2], heads.size(), dim_, scores_ + (k - tile.first),
-                      keys_per_tile, far_ahead(p_.key, heads));
+                      keys_per_tile,
+                      rows_ahead(p_.key, heads.size() * p_.key.dim()) * p_.key.strides()[1]);
     else
       each_step(
           tile, heads.size() * here.rows, p_.heads / p_.key_heads * here.rows, [&](interval step) {
@@ -276,10 +277,11 @@ class decode_worker {
     }
     if (!hidden && lie_side_by_side(p_.value, heads, here.rows, value_dim_))
       for (index_t k = tile.first; k < tile.last; ++k)
-        with_value_.add_apart(scores_ + (k - tile.first), keys_per_tile,
-                              p_.value.stored(here.batch, heads.first, here.first_key + k),
-                              p_.value.strides()[2], heads.size(), value_dim_, to.accumulated,
-                              to.stride, far_ahead(p_.value, heads));
+        with_value_.add_apart(
+            scores_ + (k - tile.first), keys_per_tile,
+            p_.value.stored(here.batch, heads.first, here.first_key + k), p_.value.strides()[2],
+            heads.size(), value_dim_, to.accumulated, to.stride,
+            rows_ahead(p_.value, heads.size() * p_.value.dim()) * p_.value.strides()[1]);
     else
       each_step(tile, heads.size() * here.rows, p_.heads / p_.value_heads * here.rows,
                 [&](interval step) {
@@ -300,8 +302,9 @@ class decode_worker {
            from.unit_stride() && from.dim() == padded &&
            std::abs(from.strides()[2]) < std::abs(from.strides()[1]);
   }
-  static index_t far_ahead(source<T> const& from, interval heads) {
-    return std::max<index_t>(1, rows_ahead / heads.size()) * from.strides()[1];
+  /// How many positions on, of `numbers` each, to ask for what will be read.
+  static index_t rows_ahead(source<T> const& from, index_t numbers) {
+    return std::max<index_t>(1, bytes_ahead / std::max<index_t>(1, numbers * from.element_size()));
   }
 
   /// A tile in steps of some keys of every head: few where several heads are read, so that they are
@@ -324,7 +327,7 @@ class decode_worker {
                         place const& where, index_t head, interval keys, index_t padded) {
     if (from.unit_stride() && from.dim() == padded)
       return {with_stored, from.stored(where.batch, head, where.first_key + keys.first),
-              from.strides()[1], rows_ahead * from.strides()[1]};
+              from.strides()[1], rows_ahead(from, padded) * from.strides()[1]};
     row_block<T> const copied = padded_rows(from, where, head, keys, padded);
     return {with_padded_, copied.data, copied.stride, 0};
   }
