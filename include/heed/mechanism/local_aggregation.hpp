@@ -51,8 +51,10 @@ class aggregator {
   template <int Axes>
   explicit aggregator(token_box<Axes> const& box) {
     static_assert(Axes >= 1 && Axes <= 3, "heed: token_box has one to three axes");
-    std::copy(box.grid.begin(), box.grid.end(), grid_.end() - Axes);
-    std::copy(box.window.begin(), box.window.end(), window_.end() - Axes);
+    for (std::size_t axis = 0; axis < box.grid.size(); ++axis) {
+      grid_[axis + grid_.size() - box.grid.size()] = box.grid[axis];
+      window_[axis + window_.size() - box.window.size()] = box.window[axis];
+    }
     for (index_t extent : box.window)
       require(extent > 0 && extent % 2 == 1, [&] {
         return "token_box has the window " + shape_text(box.window) + "; expected odd extents";

@@ -149,7 +149,7 @@ void add_weighted_rows(T const* weights, Stored const* rows, index_t stride, ind
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
   // Rows are read one after the other where memory takes longer than a sum to come back from where it was stored.
-  constexpr index_t long_row = 256 / static_cast<index_t>(sizeof(Stored)), together = 4;
+  constexpr index_t long_row = 512 / static_cast<index_t>(sizeof(Stored)), together = 2;
   index_t k = 0;
   for (; columns < long_row && k + together <= count; k += together) {
     Stored const* const row = rows + k * stride;
