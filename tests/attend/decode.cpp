@@ -1,5 +1,7 @@
 #include "support/problem.hpp"
 
+#include <cstring>
+
 // Few queries against many keys: another kernel, which splits the keys.
 
 using support::for_each_seed;
@@ -106,5 +108,35 @@ TEST_CASE("decode: 65536 keys", "[attend]") {
     CAPTURE(count);
     CHECK(error <= 2e-7);      // |out| is about 0.02 here, and |v| 4
     CHECK(lse_error <= 4e-6);  // lse is about 12: 4 eps
+  }
+}
+
+TEMPLATE_TEST_CASE("decode: heads side by side are read in another order, to the same bits",
+                   "[attend][quick]", float, Eigen::half) {
+  using heed::index_t;
+  index_t const heads = 17, keys = 300;
+  for (index_t dim : {32, 128}) {
+    support::random draw(1);
+    auto const size = static_cast<std::size_t>(keys * heads * dim);
+    std::vector<TestType> key(size), value(size), turned_key(size), turned_value(size);
+    std::vector<float> query(static_cast<std::size_t>(heads * dim)), out(query.size()),
+        expected(query.size());
+    for (float& x : query) x = static_cast<float>(draw.normal());
+    for (auto* each : {&key, &value})
+      for (TestType& x : *each) x = TestType(static_cast<float>(draw.normal()));
+    auto const by_position = [&](auto& t) { return heed::bnhd(t.data(), 1, keys, heads, dim); };
+    auto const by_head = [&](auto& t) { return heed::bhnd(t.data(), 1, heads, keys, dim); };
+    heed::copy_elements(by_position(key), by_head(turned_key));
+    heed::copy_elements(by_position(value), by_head(turned_value));
+    auto const row = [&](auto& t) { return heed::bnhd(t.data(), 1, 1, heads, dim); };
+    // One that meets all keys of its tiles, and one that hides some.
+    auto const both = [&](auto const& pattern) {
+      heed::attention(row(query), by_position(key), by_position(value), row(out), pattern);
+      heed::attention(row(query), by_head(turned_key), by_head(turned_value), row(expected),
+                      pattern);
+      CHECK(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) == 0);
+    };
+    both(heed::dense{});
+    both(heed::first_keys{5} | heed::sliding_window{.left = 200});
   }
 }
