@@ -295,14 +295,14 @@ class decode_worker {
                 });
   }
 
-  /// Whether heads with one query row and with keys or values of their own lie side by side in every position, so that memory
-  /// is read in order position by position.
+  /// Whether heads with one query row and with keys or values of their own lie side by side in every position, and are enough
+  /// to fill half a register with their scores: then memory is read in order, position by position.
   bool lie_side_by_side(source<T> const& from, interval heads, index_t rows, index_t padded) const {
     return rows == 1 && 2 * heads.size() >= lanes && from.heads() == p_.heads &&
            from.unit_stride() && from.dim() == padded &&
            std::abs(from.strides()[2]) < std::abs(from.strides()[1]);
   }
-  /// How many positions on, of `numbers` each, to ask for what will be read.
+  /// How many rows on, of `numbers` each, to ask for what will be read.
   static index_t rows_ahead(source<T> const& from, index_t numbers) {
     return std::max<index_t>(1, bytes_ahead / std::max<index_t>(1, numbers * from.element_size()));
   }

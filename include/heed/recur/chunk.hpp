@@ -170,6 +170,7 @@ class chunk_worker {
                             row(0), columns, width, row(first), columns);
       for (index_t e = part.first; e < part.last; e += lanes) {
         batch before[block];
+        // With &&, so that a compiler sees that the rows before one have run.
         [&]<index_t... Row>(std::integer_sequence<index_t, Row...>) {
           static_cast<void>(
               ((first + Row < last && (solve_row<Row>(first, e, before, missed), true)) && ...));

@@ -442,6 +442,7 @@ class fade {
       }
       for (index_t d = 0; d < width_; d += lanes) {
         batch key[block];
+        // With &&, so that a compiler sees that the rows before one have run.
         [&]<index_t... Row>(std::integer_sequence<index_t, Row...>) {
           static_cast<void>(
               ((first + Row < last && (gather_row<Row>(m, y, first, d, key, z), true)) && ...));

@@ -48,8 +48,8 @@ inline void each_line(index_t depth, Begin&& begin, Step&& step) {
 }  // namespace detail
 
 /// scores[k * score_stride] = query(k) . row(k) for `count` rows, stored in any element type, each with a query of its own; a
-/// stride of 0 gives them one. Rows are `depth` numbers long, a number of whole registers. While a row is read the one `ahead`
-/// elements on is asked for, if that is not 0.
+/// stride of 0 gives them one. Strides are in elements. Rows are `depth` numbers long, a number of whole registers; queries
+/// are aligned. While a row is read the one `ahead` elements on is asked for.
 template <class Arch, class T, class Stored>
 void dot_pairs(T const* queries, index_t query_stride, Stored const* rows, index_t row_stride,
                index_t count, index_t depth, T* scores, index_t score_stride, index_t ahead = 0) {
@@ -78,7 +78,8 @@ void dot_pairs(T const* queries, index_t query_stride, Stored const* rows, index
   }
 }
 
-/// scores[q * score_stride + k] = query(q) . row(k) for `count` rows and a few queries at once, as in dot_pairs.
+/// scores[q * score_stride + k] = query(q) . row(k) for `count` rows and a few queries at once, as in dot_pairs; with
+/// `ahead` 0 nothing is asked for.
 template <int Queries, class Arch, class T, class Stored>
 void dot_rows(T const* queries, index_t query_stride, Stored const* rows, index_t row_stride,
               index_t count, index_t depth, T* scores, index_t score_stride, index_t ahead = 0) {

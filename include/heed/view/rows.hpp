@@ -120,6 +120,7 @@ class source {
   void const* stored(index_t batch, index_t head, index_t first) const {
     return at(batch, first, head);
   }
+  /// Of the tensor's own type, in bytes.
   index_t element_size() const { return element_size_; }
   bool unit_stride() const { return strides_[3] == 1 || dim() <= 1; }
 
