@@ -116,10 +116,10 @@ class gate_gradients {
     if (passes()) {
       for (index_t t = chunk_.count - 1; t-- > 0;) later_[t] += later_[t + 1];
       double before = 0;
-      for (index_t t = 0; t < chunk_.count; before += earlier_[t++]) {
-        T const sum = static_cast<T>(key_total_[0] + passing_[t] + later_[t] + before);
-        g_.key_gate.store(entry, at.head, first + t, 1, &sum, 1);
-      }
+      T* const sums = column_sums_;
+      for (index_t t = 0; t < chunk_.count; before += earlier_[t++])
+        sums[t] = static_cast<T>(key_total_[0] + passing_[t] + later_[t] + before);
+      g_.key_gate.store(entry, at.head, first, chunk_.count, sums, 1);
     } else if (g_.key_gate.wanted) {
       store_sums(g_.key_gate, entry, at.head, first, p_.features, chunk_.features, key_sums_,
                  key_total_);
