@@ -82,13 +82,24 @@ TEST_CASE("multiply_rows, multiply_columns: rows that lie anywhere", "[simd][qui
 TEST_CASE("hide_unset: bits are lanes", "[simd][quick]") {
   auto const check = []<class T>(T) {
     using batch = xsimd::batch<T, arch>;
-    for (std::uint64_t bits : {0x0ull, 0x1ull, 0xa5a5ull, 0xffffull, 0xfff0005aull}) {
-      alignas(64) T lanes[batch::size];
-      heed::simd::hide_unset(batch(T(2)), bits).store_aligned(lanes);
-      for (std::size_t lane = 0; lane < batch::size; ++lane)
-        CHECK(lanes[lane] ==
-              ((bits >> lane & 1) != 0 ? T(2) : -std::numeric_limits<T>::infinity()));
-    }
+    auto const of = [](auto count) {
+      constexpr std::size_t registers = count;
+      for (std::uint64_t bits : {0x0ull, 0x1ull, 0xa5a5ull, 0x5a00ffffull, 0xc3a5f00fff0005aull}) {
+        batch scores[registers];
+        for (batch& score : scores) score = batch(T(2));
+        heed::simd::hide_unset(scores, bits);
+        for (std::size_t r = 0; r < registers; ++r) {
+          alignas(64) T lanes[batch::size];
+          scores[r].store_aligned(lanes);
+          for (std::size_t lane = 0; lane < batch::size; ++lane)
+            CHECK(lanes[lane] == ((bits >> (r * batch::size + lane) & 1) != 0
+                                      ? T(2)
+                                      : -std::numeric_limits<T>::infinity()));
+        }
+      }
+    };
+    of(std::integral_constant<std::size_t, 1>{});
+    of(std::integral_constant<std::size_t, 3>{});
   };
   check(float{});
   check(double{});

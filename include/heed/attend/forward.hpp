@@ -80,6 +80,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
   using state = typename memory::state;
   static constexpr index_t lanes = shape::lanes;
   static constexpr index_t few_keys = 512;  // stay in the first two caches
+  static constexpr bool factored = std::tuple_size_v < decltype(Bound::factors) >> 0;
   static constexpr bool sums_scores = (false || ... || wants_mean_score<Observers>);
 
   forward_worker(problem<T> const& p, place const& where, Bound const& bound, memory& scratch)
@@ -97,7 +98,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
         begin(at, number);
         gather(at);
         // Values that are not finite spoil the sums even where they are hidden: then once more, with care.
-        if (hides_pairs_ && !all_finite<Arch, T>(sums_of(at), p_.value_dim, at.queries.count())) {
+        if (hides_pairs_ && !has_finite_sums(at)) {
           careful_ = true;
           begin(at, number);
           gather(at);
@@ -109,8 +110,10 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     }
     interval_set keys;
     for (index_t i = 0; i < panels.size(); ++i) {
-      begin(scratch_[i], panels.first + i);
-      keys = keys | scratch_[i].keys;
+      panel_memory& at = scratch_[i];
+      begin(at, panels.first + i);
+      at.keys = keys_of(at, where_, bound_);
+      keys = keys | at.keys;
     }
     visit(keys, panels.size());
     for (index_t i = 0; i < panels.size(); ++i) finish(scratch_[i], out, observers);
@@ -127,8 +130,9 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
     hides_pairs_ = false;
   }
 
-  row_block<T> sums_of(panel_memory const& at) const {
-    return {at.accumulated, at.queries.registers * lanes};
+  bool has_finite_sums(panel_memory const& at) const {
+    index_t const count = p_.value_dim * at.queries.registers * lanes;
+    return all_finite<Arch, T>(row_block<T>{at.accumulated, count}, 1, count);
   }
 
   /// All panels through the tiles of `keys`, in the order that the normaliser asks for. Tiles lie
@@ -224,19 +228,21 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
 
     bool const hidden = hides(bound_, !keys.masked.empty());
     hides_pairs_ |= hidden;
-    weigh<Registers>(at, tile, count, hidden);
-    if (hidden && !finite(p_.value_dim))
+    bool const careful = hidden && !finite(p_.value_dim);
+    // What a factor makes of a hidden pair can be anything.
+    weigh<Registers>(at, tile, count, careful || (hidden && factored));
+    if (careful)
       multiply_visible<Registers, Arch>(p_.value_dim, count, value, scores, scores, at.accumulated,
                                         width);
     else
       multiply_values<Registers, Arch>(p_.value_dim, count, value, scores, at.accumulated);
   }
 
-  /// Turns the raw scores of a tile into weights, -0 where a pair is hidden, and moves the state of
-  /// the rows.
+  /// Turns the raw scores of a tile into weights, 0 where a pair is hidden, and moves the state of the rows. `marked`
+  /// pairs that are hidden have the weight -0, which no other has.
   template <int Registers>
   void weigh(panel_memory& at, score_tile<Registers, Arch, T, Bound> const& tile, index_t count,
-             bool hidden) {
+             bool marked) {
     constexpr index_t width = lanes * Registers;
     constexpr bool backwards = decltype(Bound::normaliser)::order == key_order::newest_first;
     T* const scores = scratch_.scores;
@@ -298,8 +304,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
         index_t const k = backwards ? count - 1 - i : i;
         [[maybe_unused]] bool const mark = readers_of<Bound> > 0 || tile.keys.hides(k);
         [[maybe_unused]] batch pair_factor[Registers];
-        if constexpr (std::tuple_size_v < decltype(Bound::factors) >> 0)
-          tile.factors(k, pair_factor);
+        if constexpr (factored) tile.factors(k, pair_factor);
 #pragma GCC unroll 4
         for (int r = 0; r < Registers; ++r) {
           T* const place = scores + k * width + r * lanes;
@@ -307,14 +312,14 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
           batch weight = bound_.normaliser.weigh(rows[r], score);
           if constexpr (sums_scores)
             score_sum[r] += xsimd::select(score == lowest, batch(T(0)), weight * score);
-          if constexpr (std::tuple_size_v < decltype(Bound::factors) >> 0) weight *= pair_factor[r];
+          if constexpr (factored) weight *= pair_factor[r];
           if constexpr (marking)
             if (mark) weight = xsimd::select(score == lowest, batch(T(-0.0)), weight);
           weight.store_aligned(place);
         }
       }
     };
-    if (hidden)
+    if (marked)
       weigh_keys(std::true_type{});
     else
       weigh_keys(std::false_type{});

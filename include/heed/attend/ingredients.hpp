@@ -79,7 +79,11 @@ class pattern_view {
  private:
   template <class P>
   static bound_any_pattern bind_as(void const* p, place const& where) {
-    return bound_any_pattern([&] { return bind_at(*static_cast<P const*>(p), where); });
+    P const& pattern = *static_cast<P const*>(p);
+    if constexpr (std::is_same_v<decltype(bind_at(pattern, where)), bound_any_pattern>)
+      return pattern.bind(where);
+    else
+      return bound_any_pattern([&] { return bind_at(pattern, where); });
   }
 
   void const* pattern_;

@@ -5,6 +5,7 @@
 #include <heed/view/rows.hpp>
 
 #include <cmath>
+#include <numeric>
 #include <type_traits>
 
 /// The shape of a call: what is read and written, which sequences there are, where queries stand.
@@ -60,6 +61,14 @@ struct standing {
     if (given.data() != nullptr)
       return given(given.extent(0) == 1 ? 0 : where.sequence, where.row(row));
     return top_left_aligned || where.order != nullptr ? row : row + where.keys - where.rows;
+  }
+
+  /// The positions of rows [rows.first, rows.last), one after the other.
+  void list(place const& where, interval rows, index_t* to) const {
+    if (explicit_positions.rows.data() == nullptr)
+      std::iota(to, to + rows.size(), (*this)(where, rows.first));
+    else
+      for (index_t row = rows.first; row < rows.last; ++row) *to++ = (*this)(where, row);
   }
 
   /// The smallest interval around the positions of rows [rows.first, rows.last).

@@ -44,7 +44,7 @@ class sweep_worker {
       open_panel<Arch>(p_, where, bound, number, at_, rows_);
       load_lse(where);
     }
-    for (interval part : at_.keys& interval_set(among))
+    for (interval part : keys_of(at_, where, bound) & interval_set(among))
       for (index_t tile = part.first / keys_per_tile; tile * keys_per_tile < part.last; ++tile) {
         interval const keys = intersect(part, {tile * keys_per_tile, (tile + 1) * keys_per_tile});
         if (!bound.pattern.scattered()) {

@@ -134,11 +134,16 @@ void load_columns(source<T> const& from, place const& where, interval rows, inde
     for (index_t d = 0; d < dim; ++d) std::fill(to + d * lanes + count, to + (d + 1) * lanes, T(0));
   } else {
     T const* lane_rows[simd::tile_shape<T, Arch>::max_lanes];
+    T const* const first =
+        from.in_place() ? from.rows(where.batch, where.head, 0, 1, row_scratch).data : nullptr;
     for (index_t lane = 0; lane < lanes; ++lane) {
       T* const own = row_scratch + lane * dim;
       bool const empty = lane >= count || tokens[lane] < 0;
-      if (empty) std::fill_n(own, dim, T(0));
-      lane_rows[lane] = empty ? own : from.rows(where.batch, where.head, tokens[lane], 1, own).data;
+      if (empty)
+        std::fill_n(own, dim, T(0));
+      else if (first == nullptr)
+        from.copy(where.batch, where.head, tokens[lane], 1, own, dim);
+      lane_rows[lane] = empty || first == nullptr ? own : first + tokens[lane] * from.strides()[1];
     }
     simd::transpose_rows<Arch, T>(lanes, dim, lane_rows, simd::rows_to_write<T>{to, lanes}, true);
   }
@@ -154,7 +159,7 @@ void load_columns(source<T> const& from, place const& where, interval rows, inde
 template <class T>
 struct query_panel {
   panel queries;
-  interval_set keys;  // that it may meet
+  interval_set keys;  // that it may meet, for those who go through them in tiles
   T* query;           // [dim][lane], scaled, in units of scores
   T* positions;       // [lane]
   index_t* standing;  // the same as whole numbers
@@ -182,10 +187,11 @@ struct query_panel {
 /// The keys of a tile, and which queries of a panel do not meet them.
 template <class T>
 struct key_tile {
-  static constexpr index_t most_runs = keys_per_tile;
+  static constexpr index_t most_runs = keys_per_tile, most_found = 64;
   static constexpr std::uint64_t met_by_all = ~std::uint64_t{0};
 
   interval* runs;        // of the sequence's keys, one below the other in the tile
+  interval* found;       // runs to come
   T* positions;          // [key row], for those who ask for them
   index_t* tokens;       // [key row], where they lie
   std::uint64_t* masks;  // [key row], of the lanes that meet the key; only in `masked`
@@ -195,6 +201,7 @@ struct key_tile {
 
   explicit key_tile(arena& memory)
       : runs(memory.take<interval>(most_runs)),
+        found(memory.take<interval>(most_found)),
         positions(memory.take<T>(keys_per_tile)),
         tokens(memory.take<index_t>(keys_per_tile)),
         masks(memory.take<std::uint64_t>(keys_per_tile)) {}
@@ -299,8 +306,7 @@ struct key_tile {
 template <class T, class Meet>
 void gather_keys(bound_any_pattern const& pattern, interval queries, index_t all_keys,
                  interval among, key_tile<T>& tile, Meet&& meet) {
-  constexpr std::size_t most_runs = 64;
-  interval runs[most_runs];
+  std::span<interval> const runs(tile.found, tile.most_found);
   tile.clear();
   auto const meet_and_clear = [&] {
     meet();
@@ -324,7 +330,7 @@ void gather_keys(bound_any_pattern const& pattern, interval queries, index_t all
         if (tile.count == size) meet_and_clear();
         run.first = part.last;
       }
-    if (count < most_runs) break;
+    if (count < runs.size()) break;
     from = runs[count - 1].last;
   }
   if (tile.count > 0) meet_and_clear();
@@ -343,9 +349,9 @@ void store_columns(T* columns, index_t lanes, T const* factor, sink<T> const& to
     }
   if (to.in_place()) {
     T* lane_rows[simd::tile_shape<T, Arch>::max_lanes];
+    T* const first = to.row(where.batch, where.head, 0);
     for (index_t lane = 0; lane < count; ++lane)
-      lane_rows[lane] =
-          tokens[lane] < 0 ? row_scratch : to.row(where.batch, where.head, tokens[lane]);
+      lane_rows[lane] = tokens[lane] < 0 ? row_scratch : first + tokens[lane] * to.row_stride();
     simd::transpose_rows<Arch, T>(dim, count, row_block<T>{columns, lanes}, lane_rows, false);
   } else {
     simd::transpose<Arch>(dim, count, columns, lanes, row_scratch, dim);
@@ -421,7 +427,7 @@ struct score_tile {
 #pragma GCC unroll 4
       for (int r = 0; r < Registers; ++r) score[r] *= batch(unit);
     }
-    if (keys.hides(k)) hide(k, score);
+    if (keys.hides(k)) simd::hide_unset(score, keys.masks[k]);
   }
 
   /// What modifier number `Which` does in key row `k`: the scores before and after it, and d score / d after.
@@ -484,12 +490,6 @@ struct score_tile {
     };
     std::apply([&](auto const&... modifier) { (step(modifier), ...); }, bound.modifiers);
   }
-
-  void hide(index_t k, batch (&score)[Registers]) const {
-    std::uint64_t const mask = keys.masks[k];
-#pragma GCC unroll 4
-    for (int r = 0; r < Registers; ++r) score[r] = simd::hide_unset(score[r], mask >> (r * lanes));
-  }
 };
 
 /// How many of a bound sentence's modifiers read numbers from memory.
@@ -504,27 +504,35 @@ constexpr bool hides(Bound const&, bool partial) {
   return partial || readers_of<Bound> > 0;
 }
 
+/// The keys that a panel may meet; those of a scattered pattern are gathered instead.
+template <class T, class Bound>
+interval_set keys_of(query_panel<T> const& at, place const& where, Bound const& bound) {
+  return bound.pattern.scattered() ? interval_set({0, where.keys})
+                                   : bound.pattern.keys(at.queries.positions, where.keys);
+}
+
 /// Opens panel `number` of a place. `scratch` holds a panel's rows.
 template <class Arch, class T, class Bound>
 void open_panel(problem<T> const& p, place const& where, Bound const& bound, index_t number,
                 query_panel<T>& at, T* scratch) {
   constexpr index_t lanes = simd::tile_shape<T, Arch>::lanes;
   at.queries = panelling<T, Arch>::at(where, p.position, number);
-  at.keys = bound.pattern.scattered() ? interval_set({0, where.keys})
-                                      : bound.pattern.keys(at.queries.positions, where.keys);
   where.each_row_run(at.queries.rows, [&](index_t before, token_run run) {
     for (index_t i = 0; i < run.size; ++i)
       at.tokens[before + i] = run.padding() ? -1 : run.first + i * run.step;
   });
   index_t const width = at.queries.registers * lanes;
   alignas(64) T scale[simd::tile_shape<T, Arch>::max_lanes];
-  for (index_t lane = 0; lane < width; ++lane) {
-    // Lanes beyond the last row stand where it stands; what they compute is never stored.
-    index_t const real = std::min(lane, at.queries.count() - 1);
-    at.standing[lane] = p.position(where, at.queries.rows.first + real);
-    at.positions[lane] = static_cast<T>(at.standing[lane]);
-    scale[lane] = p.score_scale(where, at.tokens[real]) * score_tile<1, Arch, T, Bound>::query_unit;
-  }
+  constexpr T unit = score_tile<1, Arch, T, Bound>::query_unit;
+  index_t const count = at.queries.count();
+  p.position.list(where, at.queries.rows, at.standing);
+  // Lanes beyond the last row stand where it stands; what they compute is never stored.
+  std::fill(at.standing + count, at.standing + width, at.standing[count - 1]);
+  std::copy_n(at.standing, width, at.positions);
+  std::fill_n(scale, width, p.scale * unit);
+  if (p.row_scale.data() != nullptr)
+    for (index_t lane = 0; lane < count; ++lane)
+      scale[lane] = p.score_scale(where, at.tokens[lane]) * unit;
   load_columns<Arch>(p.query, where, at.queries.rows, at.tokens, scale, at.query, width, scratch);
 }
 

@@ -50,6 +50,16 @@ class interval_set {
     return around;
   }
 
+  /// Leaves out what lies beyond `frame`.
+  constexpr void clip(interval frame) {
+    int kept = 0;
+    for (int i = 0; i < count_; ++i) {
+      interval const part = intersect(items_[at(i)], frame);
+      if (!part.empty()) items_[at(kept++)] = part;
+    }
+    count_ = kept;
+  }
+
   /// Adds an interval in any order, joining what it touches.
   constexpr void add(interval next) {
     if (next.empty()) return;

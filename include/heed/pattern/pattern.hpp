@@ -83,11 +83,13 @@ concept pattern = bound_pattern<P> || requires(P const& p, place const& where) {
 /// The keys, of `count`, that queries at the positions [queries.first, queries.last) may meet.
 template <bound_pattern P>
 constexpr interval_set pattern_keys(P const& p, interval queries, index_t count) {
-  interval_set const all{interval{0, count}};
-  if constexpr (requires { p.keys(queries, count); })
-    return p.keys(queries, count) & all;
-  else
-    return all;
+  if constexpr (requires { p.keys(queries, count); }) {
+    interval_set keys = p.keys(queries, count);
+    keys.clip({0, count});
+    return keys;
+  } else {
+    return interval{0, count};
+  }
 }
 
 template <bound_pattern P>
@@ -174,13 +176,20 @@ constexpr std::size_t list_runs(P const& p, interval queries, index_t from, inde
                                 std::span<interval> runs) {
   if constexpr (requires { p.list_keys(queries, from, count, runs); }) {
     return p.list_keys(queries, from, count, runs);
-  } else {
+  } else if constexpr (requires { p.next_keys(queries, from, count); }) {
     std::size_t number = 0;
     for (; number < runs.size(); ++number) {
       runs[number] = next_run(p, queries, from, count);
       if (runs[number].empty()) break;
       from = runs[number].last;
     }
+    return number;
+  } else {
+    std::size_t number = 0;
+    if (queries.empty()) return number;
+    for (interval part : pattern_keys(p, queries, count))
+      if (part.last > from && number < runs.size())
+        runs[number++] = {std::max(part.first, from), part.last};
     return number;
   }
 }

@@ -3,6 +3,7 @@
 #include <heed/pattern/interval.hpp>
 
 #include <concepts>
+#include <span>
 
 /// Where in a call scores lie, and how its tokens are arranged.
 namespace heed {
@@ -66,6 +67,13 @@ class any_arrangement {
   token_run key_run(index_t group, index_t slot) const {
     return calls_->key_run(arrangement_, group, slot);
   }
+  /// The runs of some slots, as many as `runs` has room for; returns their number.
+  std::size_t query_runs(index_t group, interval slots, std::span<token_run> runs) const {
+    return calls_->query_runs(arrangement_, group, slots, runs);
+  }
+  std::size_t key_runs(index_t group, interval slots, std::span<token_run> runs) const {
+    return calls_->key_runs(arrangement_, group, slots, runs);
+  }
 
  private:
   struct calls {
@@ -75,11 +83,25 @@ class any_arrangement {
     index_t (*panel_rows)(void const*);
     token_run (*query_run)(void const*, index_t, index_t);
     token_run (*key_run)(void const*, index_t, index_t);
+    std::size_t (*query_runs)(void const*, index_t, interval, std::span<token_run>);
+    std::size_t (*key_runs)(void const*, index_t, interval, std::span<token_run>);
   };
   template <class A>
   static A const& as(void const* a) {
     return *static_cast<A const*>(a);
   }
+  template <class Run>
+  static std::size_t list(interval slots, std::span<token_run> runs, Run run) {
+    std::size_t number = 0;
+    for (; number < runs.size() && !slots.empty(); ++number) {
+      token_run tokens = run(slots.first);
+      tokens.size = std::min(tokens.size, slots.size());
+      slots.first += tokens.size;
+      runs[number] = tokens;
+    }
+    return number;
+  }
+
   template <class A>
   static constexpr calls calls_of{
       [](void const* a) -> index_t { return as<A>(a).groups(); },
@@ -96,6 +118,12 @@ class any_arrangement {
       },
       [](void const* a, index_t group, index_t slot) -> token_run {
         return as<A>(a).key_run(group, slot);
+      },
+      [](void const* a, index_t group, interval slots, std::span<token_run> runs) {
+        return list(slots, runs, [&](index_t slot) { return as<A>(a).query_run(group, slot); });
+      },
+      [](void const* a, index_t group, interval slots, std::span<token_run> runs) {
+        return list(slots, runs, [&](index_t slot) { return as<A>(a).key_run(group, slot); });
       }};
 
   void const* arrangement_ = nullptr;
@@ -129,25 +157,29 @@ struct place {
     if (order == nullptr)
       f(index_t{0}, token_run{first_row + slots.first, slots.size()});
     else
-      each_run(slots, f, [this](index_t slot) { return order->query_run(group, slot); });
+      each_run(slots, f, [this](interval rest, std::span<token_run> runs) {
+        return order->query_runs(group, rest, runs);
+      });
   }
   template <class F>
   void each_key_run(interval slots, F&& f) const {
     if (order == nullptr)
       f(index_t{0}, token_run{first_key + slots.first, slots.size()});
     else
-      each_run(slots, f, [this](index_t slot) { return order->key_run(group, slot); });
+      each_run(slots, f, [this](interval rest, std::span<token_run> runs) {
+        return order->key_runs(group, rest, runs);
+      });
   }
 
  private:
-  template <class F, class Run>
-  static void each_run(interval slots, F& f, Run run) {
-    for (index_t slot = slots.first; slot < slots.last;) {
-      token_run tokens = run(slot);
-      tokens.size = std::min(tokens.size, slots.last - slot);
-      f(slot - slots.first, tokens);
-      slot += tokens.size;
-    }
+  template <class F, class List>
+  static void each_run(interval slots, F& f, List list) {
+    token_run runs[16];
+    for (index_t slot = slots.first; slot < slots.last;)
+      for (token_run const& tokens : std::span(runs, list({slot, slots.last}, runs))) {
+        f(slot - slots.first, tokens);
+        slot += tokens.size;
+      }
   }
 };
 

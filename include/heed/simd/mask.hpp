@@ -7,21 +7,29 @@
 
 namespace heed::simd {
 
-/// The lanes of a register, where the bits are set as they are and -infinity elsewhere; bit 0 is the first lane's.
-template <class Batch>
-Batch hide_unset(Batch const& score, std::uint64_t bits) {
+/// The lanes of some registers, where the bits are set as they are and -infinity elsewhere; bit 0 is the first lane's.
+template <class Batch, std::size_t Count>
+void hide_unset(Batch (&scores)[Count], std::uint64_t bits) {
   using T = typename Batch::value_type;
   using word = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
   using words = xsimd::batch<word, typename Batch::arch_type>;
+  // A word with the bits of all registers is brought into lanes once.
+  constexpr bool one_word = Count * Batch::size < 8 * sizeof(word);
   alignas(64) static constexpr auto lane_bit = [] {
-    std::array<word, Batch::size> bit{};
-    for (std::size_t lane = 0; lane < Batch::size; ++lane) bit[lane] = word{1} << lane;
+    std::array<word, Count * Batch::size> bit{};
+    for (std::size_t lane = 0; lane < bit.size(); ++lane)
+      bit[lane] = word{1} << (one_word ? lane : lane % Batch::size);
     return bit;
   }();
-  words const own = words::load_aligned(lane_bit.data());
-  auto const kept = (words(static_cast<word>(bits & 0xffff)) & own) == own;
-  return cast_bits<T>(xsimd::select(kept, cast_bits<word>(score),
-                                    cast_bits<word>(Batch(-std::numeric_limits<T>::infinity()))));
+  words const hidden = cast_bits<word>(Batch(-std::numeric_limits<T>::infinity()));
+  words part(static_cast<word>(bits));
+#pragma GCC unroll 4
+  for (std::size_t r = 0; r < Count; ++r) {
+    if constexpr (!one_word) part = words(static_cast<word>(bits >> (r * Batch::size)));
+    words const own = words::load_aligned(lane_bit.data() + r * Batch::size);
+    scores[r] =
+        cast_bits<T>(xsimd::select((part & own) == own, cast_bits<word>(scores[r]), hidden));
+  }
 }
 
 }  // namespace heed::simd
