@@ -88,13 +88,13 @@ struct problem {
 
 double operations(shape const& of, rule what) {
   auto const D = static_cast<double>(of.dim), E = static_cast<double>(of.value_width());
-  auto const C = static_cast<double>(heed::recur::chunk_tokens(of.dim, of.value_width()));
-  double const a_token = what == rule::delta || what == rule::gated_delta
-                             ? 6 * D * E + 2 * C * (D + E)
-                             : 4 * D * E + (C + 1) * (D + E) +
-                                   (what == rule::channels ? 2 * D
-                                    : what == rule::values ? 2 * E
-                                                           : 0);
+  bool const erases = what == rule::delta || what == rule::gated_delta;
+  auto const C = static_cast<double>(heed::recur::chunk_tokens(of.dim, of.value_width(), erases));
+  double const a_token = erases ? 6 * D * E + 2 * C * (D + E)
+                                : 4 * D * E + (C + 1) * (D + E) +
+                                      (what == rule::channels ? 2 * D
+                                       : what == rule::values ? 2 * E
+                                                              : 0);
   return a_token * static_cast<double>(of.queries * of.heads);
 }
 

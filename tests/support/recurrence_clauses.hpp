@@ -78,7 +78,9 @@ void with_clauses(Call const& c, F const& f) {
   auto const with = [&](auto states, auto const&... more) {
     index_t const features = c.map ? c.map->count(c.key.extent(3)) : c.key.extent(3),
                   columns = c.value.extent(3) + (c.normaliser ? 1 : 0),
-                  chunk = c.chunk > 0 ? c.chunk : heed::recur::chunk_tokens(features, columns);
+                  chunk = c.chunk > 0 ? c.chunk
+                                      : heed::recur::chunk_tokens(features, columns,
+                                                                  c.rate.data() != nullptr);
     return [&f, &c, states, chunk, more...](auto const&... clauses) {
       f(states, clauses..., more..., heed::scale{c.scale}, heed::chunk_size{chunk}, c.executor);
     };

@@ -283,9 +283,11 @@ void expect_state(char const* name, View const& view, recurrence_shape const& sh
 }  // namespace detail
 
 /// The tokens of a chunk: as many as features, but not so many that their scores leave the second cache, nor so
-/// few that the state is read more often than tokens meet.
-inline index_t chunk_tokens(index_t features, index_t columns) {
-  return features <= 32 && columns <= 40 ? 32 : 64;
+/// few that the state is read more often than tokens meet. Where a rule `erases` the pairs of a chunk are met once more, and
+/// shorter chunks have fewer of them.
+inline index_t chunk_tokens(index_t features, index_t columns, bool erases) {
+  index_t const few = erases ? 64 : 32;
+  return features <= few && columns <= few + few / 4 ? 32 : 64;
 }
 
 /// Checks operands and ingredients against each other and gathers them.
@@ -448,8 +450,8 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
     if constexpr (requires { ingredient.check(shape); }) ingredient.check(shape);
   };
   (use_state(ingredients), ...);
-  p.chunk =
-      one_of<is_chunk>(chunk_size{chunk_tokens(p.features, p.columns)}, ingredients...).tokens;
+  chunk_size const by_shape{chunk_tokens(p.features, p.columns, p.rule != write_rule::add)};
+  p.chunk = one_of<is_chunk>(by_shape, ingredients...).tokens;
   require(p.chunk >= 1 && p.chunk <= 4096, [&] {
     return "chunk_size.tokens is " + std::to_string(p.chunk) + "; expected 1 to 4096";
   });
