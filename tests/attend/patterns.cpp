@@ -2,7 +2,9 @@
 #include "support/identity.hpp"
 #include "support/random.hpp"
 
+#include <heed/attend/tile.hpp>
 #include <heed/pattern/band.hpp>
+#include <heed/pattern/by_blocks.hpp>
 #include <heed/pattern/columns.hpp>
 #include <heed/pattern/place.hpp>
 
@@ -87,6 +89,41 @@ TEST_CASE("patterns with masks and runs", "[attend][quick]") {
                    .rows = rows,
                    .keys = keys});
     }
+  });
+}
+
+TEST_CASE("patterns of blocks: panels begin anew with each", "[attend][quick]") {
+  using cut = heed::attend::panelling<float, xsimd::default_arch>;
+  for (index_t panel_rows : {0, 16, 24, 64, 100})
+    for (index_t rows : {0, 1, 23, 64, 65, 203}) {
+      heed::place const where{.rows = rows, .keys = rows, .panel_rows = panel_rows};
+      index_t next = 0;
+      for (index_t n = 0; n < cut::count(where); ++n) {
+        interval const panel = cut::rows(where, {n, n + 1});
+        CHECK(panel.first == next);
+        CHECK((panel.size() > 0 && panel.size() <= cut::shape::max_lanes));
+        if (panel_rows > 0) CHECK(panel.first / panel_rows == (panel.last - 1) / panel_rows);
+        next = panel.last;
+      }
+      CHECK(next == rows);
+    }
+
+  for_each_seed("patterns of blocks", 40, [](seed_t seed) {
+    support::random draw(seed);
+    index_t const rows = draw.between(1, 150), keys = rows + draw.between(0, 100),
+                  size = draw.between(1, 70);
+    heed::by_blocks const local{heed::sliding_window{1, 0}, size};
+    auto const keep = [=](index_t, index_t, index_t p, index_t j) {
+      return j / size == p / size || j / size == p / size - 1;
+    };
+    if (draw.one_in(2))
+      return support::attention_complaint(
+          seed, {.pattern = local, .keep = keep, .rows = rows, .keys = keys});
+    return support::attention_complaint(
+        seed, {.pattern = local & heed::causal{},
+               .keep = [=](auto b, auto h, auto p, auto j) { return keep(b, h, p, j) && j <= p; },
+               .rows = rows,
+               .keys = keys});
   });
 }
 

@@ -151,7 +151,7 @@ class backward_worker {
 
  private:
   void open(panel_memory& at, index_t number) {
-    open_gradient_panel<Arch>(p_, saved_, where_, bound_, number, at, scratch_.rows);
+    open_gradient_panel<Arch, Bound>(p_, saved_, where_, number, at, scratch_.rows);
     at.keys = keys_of(at, where_, bound_);
     interval const rows = at.queries.rows;
     T* const scale = scratch_.weights;

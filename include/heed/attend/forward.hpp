@@ -121,7 +121,7 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
 
  private:
   void begin(panel_memory& at, index_t number) {
-    open_panel<Arch>(p_, where_, bound_, number, at, scratch_.rows);
+    open_panel<Arch, Bound>(p_, where_, number, at, scratch_.rows);
     index_t const width = at.queries.registers * lanes;
     std::fill_n(at.row_max, width, -std::numeric_limits<T>::infinity());
     std::fill_n(at.score_sum, width, T(0));

@@ -68,11 +68,11 @@ struct gradient_panel : query_panel<T> {
 };
 
 /// Opens panel `number` of a place. `scratch` holds the rows of two panels.
-template <class Arch, class T, class Bound>
+template <class Arch, class Bound, class T>
 void open_gradient_panel(problem<T> const& p, saved_result<T> const& saved, place const& where,
-                         Bound const& bound, index_t number, gradient_panel<T>& at, T* scratch) {
+                         index_t number, gradient_panel<T>& at, T* scratch) {
   using shape = simd::tile_shape<T, Arch>;
-  open_panel<Arch>(p, where, bound, number, at, scratch);
+  open_panel<Arch, Bound>(p, where, number, at, scratch);
   interval const rows = at.queries.rows;
   index_t const width = at.queries.registers * shape::lanes;
   T const* const plain = nullptr;

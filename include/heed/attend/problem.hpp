@@ -20,6 +20,7 @@ struct sequences {
   documents packed;
   any_arrangement order;
   index_t groups = 1;
+  index_t panel_rows = 0;  // as of a place
 
   place at(index_t sequence, index_t head) const {
     if (order) {
@@ -30,10 +31,16 @@ struct sequences {
               .rows = order.rows(group),
               .keys = order.keys(group),
               .order = &order,
-              .group = group};
+              .group = group,
+              .panel_rows = panel_rows};
     }
     if (packed.queries.empty())
-      return {.sequence = sequence, .batch = sequence, .head = head, .rows = rows, .keys = keys};
+      return {.sequence = sequence,
+              .batch = sequence,
+              .head = head,
+              .rows = rows,
+              .keys = keys,
+              .panel_rows = panel_rows};
     auto const g = static_cast<std::size_t>(sequence);
     return {.sequence = sequence,
             .batch = 0,
@@ -41,7 +48,8 @@ struct sequences {
             .rows = packed.queries[g + 1] - packed.queries[g],
             .keys = packed.keys[g + 1] - packed.keys[g],
             .first_row = packed.queries[g],
-            .first_key = packed.keys[g]};
+            .first_key = packed.keys[g],
+            .panel_rows = panel_rows};
   }
 
   index_t max_keys() const {
@@ -129,6 +137,20 @@ using heed::detail::expect_extent;
 using heed::detail::expect_like;
 using heed::detail::expect_memory;
 
+/// The rows that had better be worked on together, by the pattern of a call.
+template <class... I>
+index_t wanted_panel_rows(I const&... ingredients) {
+  index_t rows = 0;
+  auto const look = [&](auto const& ingredient) {
+    if constexpr (pattern<std::remove_cvref_t<decltype(ingredient)>>)
+      rows = panel_rows_of(ingredient);
+  };
+  (look(ingredients), ...);
+  // Blocks of fewer rows share a panel.
+  constexpr index_t fewest = 16;
+  return rows >= fewest ? rows : 0;
+}
+
 inline any_arrangement view_of_arrangement() {
   return {};
 }
@@ -190,7 +212,8 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
                 .rows = query.extent(1),
                 .keys = key.extent(1),
                 .packed = {},
-                .order = {}};
+                .order = {},
+                .panel_rows = wanted_panel_rows(ingredients...)};
   documents const packed = one_of<is_documents>(documents{}, ingredients...);
   if ((false || ... || std::is_same_v<I, documents>)) {
     packed.check(query.extent(0), query.extent(1), key.extent(1));
@@ -206,6 +229,7 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
         "heed: an arrangement says itself which sequences there are and where rows stand");
     p.sequence.order = view_of_arrangement(ingredients...);
     p.sequence.groups = p.sequence.order.groups();
+    p.sequence.panel_rows = p.sequence.order.panel_rows();
     p.sequence.count = query.extent(0) * p.sequence.groups;
   }
 

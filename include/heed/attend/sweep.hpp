@@ -39,9 +39,9 @@ class sweep_worker {
   template <class Visit>
   void run(place const& where, Bound const& bound, index_t number, interval among, Visit&& visit) {
     if constexpr (Gradients) {
-      open_gradient_panel<Arch>(p_, saved_, where, bound, number, at_, rows_);
+      open_gradient_panel<Arch, Bound>(p_, saved_, where, number, at_, rows_);
     } else {
-      open_panel<Arch>(p_, where, bound, number, at_, rows_);
+      open_panel<Arch, Bound>(p_, where, number, at_, rows_);
       load_lse(where);
     }
     for (interval part : keys_of(at_, where, bound) & interval_set(among))

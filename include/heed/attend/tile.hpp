@@ -38,19 +38,18 @@ template <class T, class Arch>
 struct panelling {
   using shape = simd::tile_shape<T, Arch>;
 
-  static index_t size(any_arrangement const* order) {
-    index_t const wanted = order == nullptr ? 0 : order->panel_rows();
-    return wanted > 0 ? std::min(wanted, shape::max_lanes) : shape::max_lanes;
-  }
-
   static index_t count(place const& where) {
-    index_t const rows = size(where.order);
-    return (where.rows + rows - 1) / rows;
+    index_t const block = block_of(where), whole = where.rows / block;
+    return whole * of_block(block) + of_block(where.rows - whole * block);
   }
 
   static interval rows(place const& where, interval panels) {
-    index_t const rows = size(where.order);
-    return {panels.first * rows, std::min(panels.last * rows, where.rows)};
+    index_t const block = block_of(where), each = of_block(block);
+    auto const first_of = [&](index_t panel) {
+      index_t const whole = panel / each;
+      return whole * block + (panel - whole * each) * shape::max_lanes;
+    };
+    return {first_of(panels.first), std::min(first_of(panels.last), where.rows)};
   }
 
   /// The most that a sequence has.
@@ -65,6 +64,13 @@ struct panelling {
     return {rows, position.hull(where, rows),
             static_cast<int>((rows.size() + shape::lanes - 1) / shape::lanes)};
   }
+
+ private:
+  /// Panels begin anew at each block of so many rows.
+  static index_t block_of(place const& where) {
+    return where.panel_rows > 0 ? where.panel_rows : shape::max_lanes;
+  }
+  static index_t of_block(index_t rows) { return (rows + shape::max_lanes - 1) / shape::max_lanes; }
 };
 
 /// Calls f with the number of registers of a panel as a compile-time constant.
@@ -512,9 +518,9 @@ interval_set keys_of(query_panel<T> const& at, place const& where, Bound const& 
 }
 
 /// Opens panel `number` of a place. `scratch` holds a panel's rows.
-template <class Arch, class T, class Bound>
-void open_panel(problem<T> const& p, place const& where, Bound const& bound, index_t number,
-                query_panel<T>& at, T* scratch) {
+template <class Arch, class Bound, class T>
+void open_panel(problem<T> const& p, place const& where, index_t number, query_panel<T>& at,
+                T* scratch) {
   constexpr index_t lanes = simd::tile_shape<T, Arch>::lanes;
   at.queries = panelling<T, Arch>::at(where, p.position, number);
   where.each_row_run(at.queries.rows, [&](index_t before, token_run run) {

@@ -116,12 +116,14 @@ class any_pattern {
 
   bound_any_pattern bind(place const& where) const { return pattern_->bind(where); }
   void check(call_shape const& shape) const { pattern_->check(shape); }
+  index_t panel_rows() const { return pattern_->panel_rows(); }
 
  private:
   struct interface {
     virtual ~interface() = default;
     virtual bound_any_pattern bind(place const&) const = 0;
     virtual void check(call_shape const&) const = 0;
+    virtual index_t panel_rows() const = 0;
   };
 
   template <class P>
@@ -133,6 +135,7 @@ class any_pattern {
       return bound_any_pattern([&] { return bind_at(pattern, where); });
     }
     void check(call_shape const& shape) const override { check_against(pattern, shape); }
+    index_t panel_rows() const override { return panel_rows_of(pattern); }
   };
 
   std::shared_ptr<interface const> pattern_;

@@ -314,6 +314,7 @@ struct block_table {
                                where, first_position);
   }
 
+  constexpr index_t panel_rows() const { return rows.size; }
   void check(call_shape const& shape) const {
     detail::check_shared_axes("block_table", kept, shape);
     bool const longer = first_position.has_value();
@@ -419,6 +420,7 @@ struct block_rows {
         where, first_position);
   }
 
+  constexpr index_t panel_rows() const { return rows.size; }
   void check(call_shape const& shape) const {
     detail::check_shared_axes("block_rows.offsets", offsets, shape);
     bool const longer = first_position.has_value();

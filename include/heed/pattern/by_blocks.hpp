@@ -19,6 +19,7 @@ struct by_blocks {
     where.keys = block_of(where.keys + size - 1);
     return by_blocks<decltype(bind_at(blocks, where))>{bind_at(blocks, where), size};
   }
+  constexpr index_t panel_rows() const { return size; }
   void check(call_shape const& shape) const {
     require(size > 0, [&] {
       return "by_blocks has blocks of " + std::to_string(size) + " positions; expected at least 1";

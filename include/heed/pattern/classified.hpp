@@ -222,6 +222,7 @@ class classified {
         where, classes_->first_position());
   }
 
+  index_t panel_rows() const { return classes_->size().rows; }
   void check(call_shape const& shape) const {
     check_against(pattern_, shape);
     auto const fits = [](index_t own, index_t expected) { return own == 1 || own == expected; };

@@ -47,6 +47,10 @@
 ///
 ///     index_t pairs(index_t rows, index_t keys) const;
 ///
+/// A pattern of blocks says how many consecutive rows, from multiples of them on, had better be worked on together:
+///
+///     index_t panel_rows() const;
+///
 /// A pattern whose parameters differ by batch, head or length is bound to its place first:
 ///
 ///     auto bind(place const&) const;                     // returns a pattern
@@ -79,6 +83,15 @@ template <class P>
 concept pattern = bound_pattern<P> || requires(P const& p, place const& where) {
   { p.bind(where) } -> bound_pattern;
 };
+
+/// How many rows had better be worked on together, 0 if it does not matter.
+template <pattern P>
+constexpr index_t panel_rows_of(P const& p) {
+  if constexpr (requires { p.panel_rows(); })
+    return p.panel_rows();
+  else
+    return 0;
+}
 
 /// The keys, of `count`, that queries at the positions [queries.first, queries.last) may meet.
 template <bound_pattern P>
@@ -258,6 +271,7 @@ struct pattern_and {
     check_against(a, shape);
     check_against(b, shape);
   }
+  constexpr index_t panel_rows() const { return std::max(panel_rows_of(a), panel_rows_of(b)); }
   constexpr bool keep(index_t query,
                       index_t key) const requires bound_pattern<A> && bound_pattern<B> {
     return a.keep(query, key) && b.keep(query, key);
@@ -298,6 +312,7 @@ struct pattern_or {
     check_against(a, shape);
     check_against(b, shape);
   }
+  constexpr index_t panel_rows() const { return std::max(panel_rows_of(a), panel_rows_of(b)); }
   constexpr bool keep(index_t query,
                       index_t key) const requires bound_pattern<A> && bound_pattern<B> {
     return a.keep(query, key) || b.keep(query, key);
@@ -334,6 +349,7 @@ struct pattern_not {
     return pattern_not<decltype(bind_at(a, where))>{bind_at(a, where)};
   }
   void check(call_shape const& shape) const { check_against(a, shape); }
+  constexpr index_t panel_rows() const { return panel_rows_of(a); }
   constexpr bool keep(index_t query, index_t key) const requires bound_pattern<A> {
     return !a.keep(query, key);
   }

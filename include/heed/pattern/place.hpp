@@ -36,7 +36,8 @@ struct token_run {
 /// it begins below 0. Every query token stands in one slot of one group, every key token in at most one. The
 /// numbers of tokens are those of the call; check(call_shape const&) sees to it.
 ///
-/// `index_t panel_rows() const`, optional, says how many consecutive query slots had better be worked on together.
+/// `index_t panel_rows() const`, optional, says how many consecutive query slots, from multiples of it on, had better be
+/// worked on together.
 template <class A>
 concept arrangement = requires(A const& a, index_t i) {
   { a.groups() } -> std::convertible_to<index_t>;
@@ -143,6 +144,8 @@ struct place {
   index_t first_key = 0;
   any_arrangement const* order = nullptr;
   index_t group = 0;
+  index_t panel_rows =
+      0;  // that had better be worked on together, from multiples of them on; 0 if it does not matter
 
   index_t row(index_t slot) const {
     return order == nullptr ? first_row + slot : order->query_run(group, slot).first;
