@@ -141,7 +141,7 @@ using heed::detail::expect_memory;
 template <class... I>
 index_t wanted_panel_rows(I const&... ingredients) {
   index_t rows = 0;
-  auto const look = [&](auto const& ingredient) {
+  [[maybe_unused]] auto const look = [&](auto const& ingredient) {
     if constexpr (pattern<std::remove_cvref_t<decltype(ingredient)>>)
       rows = panel_rows_of(ingredient);
   };
