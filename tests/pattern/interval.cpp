@@ -83,6 +83,11 @@ TEST_CASE("union and intersection of interval sets", "[pattern][quick]") {
     }
     if (!well_formed(a & b) || members_of(a & b) != both) return "intersection";
     if (!well_formed(a | b) || members_of(a | b) != either) return "union";
+    interval const frame{draw.between(0, universe), draw.between(0, universe)};
+    interval_set clipped = a;
+    clipped.clip(frame);
+    if (!well_formed(clipped) || members_of(clipped) != members_of(a & interval_set(frame)))
+      return "clip";
     return {};
   });
 }

@@ -91,6 +91,7 @@ class pattern_checker {
     key_sets();
     tile_class();
     lists_of_keys();
+    runs_at_once();
     masks();
     return complaint_;
   }
@@ -155,6 +156,33 @@ class pattern_checker {
           expect(met_[j] || !listed[j], "next_keys() gives a key that none of the queries meets");
       }
     }
+  }
+
+  void runs_at_once() {
+    index_t const from = draw_.between(0, count_);
+    std::vector<bool> one_by_one(static_cast<std::size_t>(count_), false), listed = one_by_one;
+    auto const mark = [](std::vector<bool>& in, interval run) {
+      for (index_t j = run.first; j < run.last; ++j) in[static_cast<std::size_t>(j)] = true;
+    };
+    for (index_t next = from;;) {
+      interval const run = heed::next_run(pattern_, queries_, next, count_);
+      if (run.empty()) break;
+      mark(one_by_one, run);
+      next = run.last;
+    }
+    std::array<interval, 3> runs;
+    for (index_t next = from;;) {
+      std::size_t const number = heed::list_runs(pattern_, queries_, next, count_, runs);
+      for (std::size_t n = 0; n < number; ++n) {
+        bool const inside = !runs[n].empty() && runs[n].first >= next && runs[n].last <= count_;
+        expect(inside, "list_runs() gives an empty run, one that touches, or leaves the keys");
+        if (!inside) return;
+        mark(listed, runs[n]);
+        next = runs[n].last;
+      }
+      if (number < runs.size()) break;
+    }
+    expect(listed == one_by_one, "list_runs() gives other keys than next_run()");
   }
 
   void masks() {

@@ -20,7 +20,7 @@
 ///
 ///     // Before a block of keys whose largest score is `top`: the factor for the values so far.
 ///     Batch admit(state<Batch>&, Batch top) const;
-///     // The weight of the next key, not yet normalised.
+///     // The weight of the next key, not yet normalised; 0 for -infinity, the score of a pair that is hidden.
 ///     Batch weigh(state<Batch>&, Batch score) const;
 ///     finished_row<Batch> finish(state<Batch> const&) const;
 ///     // The union of two disjoint key sets, `other` later in `order`: the factors for the values of both.
