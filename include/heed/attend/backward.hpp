@@ -59,6 +59,7 @@ struct backward_scratch {
   static constexpr index_t lanes = shape::lanes;
 
   struct panel_memory : gradient_panel<T> {
+    interval_set keys;   // that it may meet
     T* query_rows;       // [lane][padded dim], scaled
     T* dout_rows;        // [lane][padded value_dim]
     bool finite = true;  // the rows hold neither NaN nor infinity

@@ -23,10 +23,11 @@ class forward_scratch {
   using state = typename decltype(Bound::normaliser)::template state<batch>;
 
   struct panel_memory : query_panel<T> {
-    T* accumulated;  // [value_dim][lane]
-    T* row_max;      // [lane], in units of scores
-    T* score_sum;    // [lane], sum of weight * score
-    state* rows;     // [register]
+    interval_set keys;  // that it may meet, unless they are gathered
+    T* accumulated;     // [value_dim][lane]
+    T* row_max;         // [lane], in units of scores
+    T* score_sum;       // [lane], sum of weight * score
+    state* rows;        // [register]
 
     panel_memory(arena& memory, problem<T> const& p)
         : query_panel<T>(memory, p.dim, shape::max_lanes),
@@ -238,8 +239,8 @@ class forward_worker<T, Arch, Bound, std::tuple<Observers...>> {
       multiply_values<Registers, Arch>(p_.value_dim, count, value, scores, at.accumulated);
   }
 
-  /// Turns the raw scores of a tile into weights, 0 where a pair is hidden, and moves the state of the rows. `marked`
-  /// pairs that are hidden have the weight -0, which no other has.
+  /// Turns the raw scores of a tile into weights, 0 where a pair is hidden, and moves the state of the rows. With `marked` a
+  /// hidden pair has the weight -0, which no other has.
   template <int Registers>
   void weigh(panel_memory& at, score_tile<Registers, Arch, T, Bound> const& tile, index_t count,
              bool marked) {

@@ -81,7 +81,7 @@ class pattern_view {
   static bound_any_pattern bind_as(void const* p, place const& where) {
     P const& pattern = *static_cast<P const*>(p);
     if constexpr (std::is_same_v<decltype(bind_at(pattern, where)), bound_any_pattern>)
-      return pattern.bind(where);
+      return bind_at(pattern, where);  // whose type is erased already
     else
       return bound_any_pattern([&] { return bind_at(pattern, where); });
   }

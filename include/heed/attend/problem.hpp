@@ -137,7 +137,7 @@ using heed::detail::expect_extent;
 using heed::detail::expect_like;
 using heed::detail::expect_memory;
 
-/// The rows that had better be worked on together, by the pattern of a call.
+/// How many rows had better be worked on together, by the pattern of a call; 0 if it does not matter.
 template <class... I>
 index_t wanted_panel_rows(I const&... ingredients) {
   index_t rows = 0;
@@ -146,7 +146,7 @@ index_t wanted_panel_rows(I const&... ingredients) {
       rows = panel_rows_of(ingredient);
   };
   (look(ingredients), ...);
-  // Blocks of fewer rows share a panel.
+  // Panels of fewer rows leave registers empty, which costs more than a few keys that not every row meets.
   constexpr index_t fewest = 16;
   return rows >= fewest ? rows : 0;
 }

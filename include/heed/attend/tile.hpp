@@ -165,7 +165,6 @@ void load_columns(source<T> const& from, place const& where, interval rows, inde
 template <class T>
 struct query_panel {
   panel queries;
-  interval_set keys;  // that it may meet, for those who go through them in tiles
   T* query;           // [dim][lane], scaled, in units of scores
   T* positions;       // [lane]
   index_t* standing;  // the same as whole numbers

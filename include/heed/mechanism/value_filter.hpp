@@ -5,10 +5,13 @@
 
 namespace heed {
 
-/// Adds a filter of the values along positions, out_i += sum_t weights(t, h) v_(i + t - taps / 2), with zeros around them.
+/// An ingredient: adds a filter of the values along positions, out_i += sum_t weights(t, h) v_(i + t - taps / 2), with zeros
+/// around them. Heads of `out` that share a value head share its filter. The depthwise convolution of Nystroemformer.
 ///
 ///   weights    [taps, value heads], the number of taps odd
 ///   gradient   the same shape, written by the backward pass. Optional
+///
+/// The call throws if a shape does not fit.
 template <element T>
 struct value_filter {
   tensor_view<T const, 2> weights;
@@ -53,6 +56,7 @@ tensor_view<W, 3> as_taps(tensor_view<W, 2> weights) {
           {weights.stride(0), weights.stride(1), 1}};
 }
 
+/// out += the filtered values, if there is a filter among the ingredients.
 template <class T, class V, class O, class... I>
 void add_value_filter(tensor_view<V, 4> value, tensor_view<O, 4> out, I const&... ingredients) {
   if constexpr ((false || ... || is_value_filter.template operator()<I>())) {
@@ -71,6 +75,7 @@ void add_value_filter(tensor_view<V, 4> value, tensor_view<O, 4> out, I const&..
   }
 }
 
+/// dvalue += the gradient that comes through the filter, and the filter's own, if there is one.
 template <class T, class V, class DO, class DV, class... I>
 void add_value_filter_gradient(tensor_view<V, 4> value, tensor_view<DO, 4> dout,
                                tensor_view<DV, 4> dvalue, I const&... ingredients) {

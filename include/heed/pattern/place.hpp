@@ -144,8 +144,7 @@ struct place {
   index_t first_key = 0;
   any_arrangement const* order = nullptr;
   index_t group = 0;
-  index_t panel_rows =
-      0;  // that had better be worked on together, from multiples of them on; 0 if it does not matter
+  index_t panel_rows = 0;  // to work on together, from multiples of them on; 0 if any
 
   index_t row(index_t slot) const {
     return order == nullptr ? first_row + slot : order->query_run(group, slot).first;

@@ -10,7 +10,9 @@
 namespace heed::recur {
 
 /// About the inverse Z of a softmax matrix A, by the iterations Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4 from
-/// A^T / max_j sum_i A_ij, and its gradient. Matrices of m rows padded to whole registers, all in double.
+/// A^T / max_j sum_i A_ij, and its gradient. Matrices of m rows padded to whole registers, all in double; those who use it
+/// fill `a` and `wide` themselves, zeros in the padding.
+/// Nystroemformer: A Nystroem-Based Algorithm for Approximating Self-Attention.
 class landmark_inverse {
  public:
   static constexpr int iterations = 6;
@@ -28,7 +30,7 @@ class landmark_inverse {
 
   index_t m, stride, wide_stride;
   double* a;        // [m][stride], zeros beyond m columns
-  double* slope;    // the same, for d loss / d run()
+  double* slope;    // the same, for d loss / d run(); none unless there will be a backward pass
   double* wide[3];  // [m][wide_stride]
 
   static index_t padded(index_t columns) {

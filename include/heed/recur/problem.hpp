@@ -283,8 +283,8 @@ void expect_state(char const* name, View const& view, recurrence_shape const& sh
 }  // namespace detail
 
 /// The tokens of a chunk: as many as features, but not so many that their scores leave the second cache, nor so
-/// few that the state is read more often than tokens meet. Where a rule `erases` the pairs of a chunk are met once more, and
-/// shorter chunks have fewer of them.
+/// few that the state is read more often than tokens meet. A rule that `erases` meets the pairs of a chunk once more, so
+/// that shorter chunks are sooner worth their states.
 inline index_t chunk_tokens(index_t features, index_t columns, bool erases) {
   index_t const few = erases ? 64 : 32;
   return features <= few && columns <= few + few / 4 ? 32 : 64;
