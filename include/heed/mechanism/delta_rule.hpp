@@ -145,7 +145,7 @@ void delta_decay(tensor_view<A, 3> a, std::span<P> log_scale, std::span<P> shift
   recur::transform(
       any_executor(run_on), sink<T>(recur::token_rows(log_gate)),
       [](auto const& each, auto const& scale, auto const& by) {
-        return -(simd::exp(scale) * recur::softplus(each + by));
+        return -(simd::exp(scale) * simd::softplus(each + by));
       },
       source<T>(recur::token_rows(a)), source<T>(detail::for_every_token(log_scale, a)),
       source<T>(detail::for_every_token(shift, a)));

@@ -24,7 +24,7 @@ void slot_gates(tensor_view<X, 4> x, tensor_view<G, 4> log_gate, tensor_view<S, 
       any_executor(run_on), sink<T>(strength),
       [](auto const& each) {
         using batch = std::remove_cvref_t<decltype(each)>;
-        return -simd::expm1(recur::softplus(-each) * batch(T(-0.125)));
+        return -simd::expm1(simd::softplus(-each) * batch(T(-0.125)));
       },
       source<T>(x));
 }
@@ -42,7 +42,7 @@ void slot_gates_backward(tensor_view<X, 4> x, tensor_view<DG, 4> dlog_gate,
       any_executor(run_on), sink<T>(dx),
       [](auto const& each, auto const& gate, auto const& strength) {
         using batch = std::remove_cvref_t<decltype(each)>;
-        batch const kept = simd::exp(recur::softplus(-each) * batch(T(-0.125)));
+        batch const kept = simd::exp(simd::softplus(-each) * batch(T(-0.125)));
         return simd::fnma(kept, strength, gate) * simd::sigmoid(-each) * batch(T(0.125));
       },
       source<T>(x), source<T>(dlog_gate), source<T>(dstrength));

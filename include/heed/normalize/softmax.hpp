@@ -111,7 +111,7 @@ struct softmax {
     Batch const factor = xsimd::select(empty, Batch(T(0)), Batch(T(1)) / row.total);
     // lse = reference ln 2 + log total, in two parts that together know it better than one.
     Batch const log_total =
-        simd::fma(row.reference, Batch(constants<T>::ln_2_rest), xsimd::log(row.total));
+        simd::fma(row.reference, Batch(constants<T>::ln_2_rest), simd::log(row.total));
     Batch const lse = simd::fma(row.reference, Batch(constants<T>::ln_2), log_total);
     Batch const rest = simd::fma(row.reference, Batch(constants<T>::ln_2), -lse) + log_total;
     Batch const lowest(-std::numeric_limits<T>::infinity());

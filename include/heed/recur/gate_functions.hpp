@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/recur/passes.hpp>
+#include <heed/simd/gates.hpp>
 #include <heed/view/convert.hpp>
 
 #include <cmath>
@@ -11,12 +12,6 @@
 namespace heed {
 
 namespace recur {
-
-/// log(1 + e^x), for x of any size.
-template <class Batch>
-Batch softplus(Batch const& x) {
-  return simd::detail::at_least(x, 0) + simd::log1p(simd::exp(-xsimd::abs(x)));
-}
 
 /// A tensor of tokens as rows that fill registers: with a number a head, the heads side by side.
 template <class E>
@@ -81,7 +76,7 @@ void log_sigmoid_gate(tensor_view<X, Rank> x, tensor_view<G, Rank> log_gate, dou
   recur::transform(
       any_executor(run_on), sink<T>(recur::token_rows(log_gate)),
       [&](auto const& each) {
-        return recur::softplus(-each) * std::remove_cvref_t<decltype(each)>(factor);
+        return simd::softplus(-each) * std::remove_cvref_t<decltype(each)>(factor);
       },
       source<T>(recur::token_rows(x)));
 }

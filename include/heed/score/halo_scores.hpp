@@ -3,6 +3,7 @@
 #include <heed/attend/backward.hpp>
 #include <heed/pattern/halo.hpp>
 #include <heed/simd/fma.hpp>
+#include <heed/simd/gates.hpp>
 
 /// Scores of a query with the places of its window: a vector for each relative position along each axis, and the score
 /// of a pair is the sum over the axes of the query's product with the vector of the key's place.
@@ -229,8 +230,8 @@ class halo_scores {
           for (index_t u = 0; u < window_[a]; ++u) {
             index_t const place = (n * rows_ + first_[a] + u) * columns_ + r;
             bool const is_inside = inside[a].first <= u && u < inside[a].last;
-            batch const weight = xsimd::exp(batch::load_aligned(products_ + place) +
-                                            (is_inside ? others : anywhere));
+            batch const weight =
+                simd::exp(batch::load_aligned(products_ + place) + (is_inside ? others : anywhere));
             simd::fma(slope, weight, batch::load_aligned(dproducts_ + place))
                 .store_aligned(dproducts_ + place);
           }
@@ -510,8 +511,7 @@ class halo_scores {
 
   static batch log_sum(batch const& a, batch const& b) {
     batch const top = xsimd::max(a, b);
-    return xsimd::select(top == batch(nothing), top,
-                         top + xsimd::log1p(xsimd::exp(xsimd::min(a, b) - top)));
+    return xsimd::select(top == batch(nothing), top, top + simd::softplus(xsimd::min(a, b) - top));
   }
 
   /// Of the queries from number `row` of block `n` on.
@@ -532,8 +532,8 @@ class halo_scores {
         top = xsimd::max(top, batch::load_aligned(products + u * columns_));
     for (interval part : coordinates)
       for (index_t u = part.first; u < part.last; ++u)
-        sum += xsimd::exp(batch::load_aligned(products + u * columns_) - top);
-    return xsimd::select(top == batch(nothing), top, top + xsimd::log(sum));
+        sum += simd::exp(batch::load_aligned(products + u * columns_) - top);
+    return xsimd::select(top == batch(nothing), top, top + simd::log(sum));
   }
 
   /// log sum exp over the places beyond the canvas of all axes but one: those of which the first axis that is outside

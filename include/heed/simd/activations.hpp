@@ -3,51 +3,8 @@
 #include <heed/simd/fma.hpp>
 #include <heed/simd/math.hpp>
 
-#include <cmath>
-#include <type_traits>
-
 /// The elementary functions of feature maps and gates, on SIMD registers.
 namespace heed::simd {
-
-namespace detail {
-
-// xsimd 8 does not compile its logarithms for 512-bit registers: there, number by number.
-template <class Batch, class Whole, class One>
-Batch where_compiled(Batch const& x, Whole whole, [[maybe_unused]] One one) {
-#if XSIMD_VERSION_MAJOR < 9
-  if constexpr (std::is_base_of_v<xsimd::avx512f, typename Batch::arch_type>) {
-    alignas(64) typename Batch::value_type numbers[Batch::size];
-    x.store_aligned(numbers);
-    for (auto& number : numbers) number = one(number);
-    return Batch::load_aligned(numbers);
-  } else {
-    return whole(x);
-  }
-#else
-  return whole(x);
-#endif
-}
-
-}  // namespace detail
-
-/// log x, log(1 + x) and e^x - 1, as exact as xsimd's.
-template <class Batch>
-Batch log(Batch const& x) {
-  return detail::where_compiled(
-      x, [](auto const& all) { return xsimd::log(all); }, [](auto each) { return std::log(each); });
-}
-template <class Batch>
-Batch log1p(Batch const& x) {
-  return detail::where_compiled(
-      x, [](auto const& all) { return xsimd::log1p(all); },
-      [](auto each) { return std::log1p(each); });
-}
-template <class Batch>
-Batch expm1(Batch const& x) {
-  return detail::where_compiled(
-      x, [](auto const& all) { return xsimd::expm1(all); },
-      [](auto each) { return std::expm1(each); });
-}
 
 namespace detail {
 

@@ -21,14 +21,13 @@ void hide_unset(Batch (&scores)[Count], std::uint64_t bits) {
       bit[lane] = word{1} << (one_word ? lane : lane % Batch::size);
     return bit;
   }();
-  words const hidden = cast_bits<word>(Batch(-std::numeric_limits<T>::infinity()));
+  Batch const hidden(-std::numeric_limits<T>::infinity());
   words part(static_cast<word>(bits));
 #pragma GCC unroll 4
   for (std::size_t r = 0; r < Count; ++r) {
     if constexpr (!one_word) part = words(static_cast<word>(bits >> (r * Batch::size)));
     words const own = words::load_aligned(lane_bit.data() + r * Batch::size);
-    scores[r] =
-        cast_bits<T>(xsimd::select((part & own) == own, cast_bits<word>(scores[r]), hidden));
+    scores[r] = xsimd::select(cast_bool<T>((part & own) == own), scores[r], hidden);
   }
 }
 

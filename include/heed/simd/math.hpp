@@ -7,6 +7,7 @@
 #include <concepts>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 /// Elementary functions on SIMD registers, as accurate as attention needs them and no slower.
 namespace heed::simd {
@@ -19,6 +20,48 @@ xsimd::batch<To, Arch> cast_bits(xsimd::batch<From, Arch> const& x) {
     return xsimd::bitwise_cast<To>(x);
   else  // xsimd 8 names the batch instead of its element
     return xsimd::bitwise_cast<result>(x);
+}
+
+/// A comparison of integers, as one of numbers To of the same size.
+template <class To, class From, class Arch>
+xsimd::batch_bool<To, Arch> cast_bool(xsimd::batch_bool<From, Arch> const& x) {
+  if constexpr (requires { batch_bool_cast<To>(x); })
+    return batch_bool_cast<To>(x);
+  else  // xsimd 8
+    return bool_cast(x);
+}
+
+namespace detail {
+
+// xsimd 8 takes logarithms of 512-bit registers in code that compiles with optimisation only: there, in halves.
+template <class Batch, class F>
+Batch in_halves(Batch const& x, F f) {
+#if XSIMD_VERSION_MAJOR < 9
+  if constexpr (std::is_base_of_v<xsimd::avx512f, typename Batch::arch_type>) {
+    using half = xsimd::batch<typename Batch::value_type, xsimd::fma3<xsimd::avx2>>;
+    alignas(64) typename Batch::value_type numbers[Batch::size];
+    x.store_aligned(numbers);
+    for (std::size_t i = 0; i < Batch::size; i += half::size)
+      f(half::load_aligned(numbers + i)).store_aligned(numbers + i);
+    return Batch::load_aligned(numbers);
+  } else {
+    return f(x);
+  }
+#else
+  return f(x);
+#endif
+}
+
+}  // namespace detail
+
+/// log x and e^x - 1, as exact as xsimd's.
+template <class Batch>
+Batch log(Batch const& x) {
+  return detail::in_halves(x, [](auto const& some) { return xsimd::log(some); });
+}
+template <class Batch>
+Batch expm1(Batch const& x) {
+  return detail::in_halves(x, [](auto const& some) { return xsimd::expm1(some); });
 }
 
 /// c[0] + x (c[1] + x (c[2] + ...)).
