@@ -346,3 +346,24 @@ TEST_CASE("recurrence: keys that no head reads move the state", "[recur][hazards
     for (std::size_t i = 0; i < alone.size(); ++i) CHECK(support::same_bits(alone[i], read[i]));
   }
 }
+
+TEST_CASE("recurrence: a step that no head reads moves the state", "[recur][hazards]") {
+  // Whole registers, whose state is worked on where it lies, and others.
+  for (index_t columns : {64, 5}) {
+    support::random draw(4);
+    auto const k = normal(draw, {1, 1, 2, 3}), v = normal(draw, {1, 1, 2, columns}),
+               before = normal(draw, {1, 2, 3, columns});
+    auto const run = [&](index_t readers) {
+      auto const q = normal(draw, {1, 1, readers, 3});
+      auto out = blank<float, 4>({1, 1, readers, columns});
+      auto after = blank<float, 4>({1, 2, 3, columns});
+      after.fill([&](auto const& at) { return before.view()(at[0], at[1], at[2], at[3]); });
+      support::recurrence_call<float> c;
+      c.query = q.view(), c.key = k.view(), c.value = v.view();
+      c.out = out.view();
+      c.step(after.view());
+      return after.values<float>();
+    };
+    CHECK(support::same_bits(run(0), run(2)));
+  }
+}

@@ -8,6 +8,8 @@
 #include <heed/simd/product.hpp>
 #include <heed/simd/transpose.hpp>
 
+#include <numbers>
+
 /// The products inside a chunk of tokens, with what fades between two of them.
 ///
 /// Everything that passes between tokens of a chunk is one of three products, for tokens j <= i:
@@ -23,21 +25,27 @@ namespace heed::recur {
 
 using simd::product;
 
+/// e^x in every lane, for x <= 0.
+template <class Arch, class T>
+xsimd::batch<T, Arch> exponential(double x) {
+  return simd::exp2(xsimd::batch<T, Arch>(static_cast<T>(x * std::numbers::log2e)));
+}
+
 /// to[i] = e^x[i] for x <= 0.
 template <class Arch, class T>
 void exponentials(double const* x, index_t count, T* to) {
   using batch = xsimd::batch<T, Arch>;
   constexpr auto lanes = static_cast<index_t>(batch::size);
-  constexpr double log2_e = 1.4426950408889634074;
   index_t i = 0;
   for (; i + lanes <= count; i += lanes) {
     alignas(64) T power[lanes];
-    for (index_t l = 0; l < lanes; ++l) power[l] = static_cast<T>(x[i + l] * log2_e);
+    for (index_t l = 0; l < lanes; ++l) power[l] = static_cast<T>(x[i + l] * std::numbers::log2e);
     simd::exp2(batch::load_aligned(power)).store_unaligned(to + i);
   }
   if (i < count) {
     alignas(64) T power[lanes] = {};
-    for (index_t l = 0; l < count - i; ++l) power[l] = static_cast<T>(x[i + l] * log2_e);
+    for (index_t l = 0; l < count - i; ++l)
+      power[l] = static_cast<T>(x[i + l] * std::numbers::log2e);
     simd::exp2(batch::load_aligned(power)).store_aligned(power);
     std::copy_n(power, count - i, to + i);
   }

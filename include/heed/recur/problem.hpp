@@ -161,7 +161,7 @@ struct problem {
   index_t query_head(index_t head) const { return head * shape.query_heads / shape.heads; }
   /// Of the `heads` of a tensor, the one that a state has.
   index_t of_state(index_t heads, index_t state_head) const {
-    return state_head * heads / shape.state_heads;
+    return heads == shape.state_heads ? state_head : state_head * heads / shape.state_heads;
   }
 };
 
