@@ -46,9 +46,14 @@ class step_worker {
     for (index_t r = 0; r < readers_; ++r)
       queries_[r] = load(side::query, p_.query, where, p_.query_head(at.head * readers_ + r),
                          mapped_ + (1 + r) * features_);
-    p_.value.copy(where.batch, p_.of_state(p_.shape.value_heads, at.head), 0, 1, written_,
-                  columns_);
-    if (p_.is_normalised) written_[p_.columns - 1] = T(1);
+    index_t const value_head = p_.of_state(p_.shape.value_heads, at.head);
+    if (in_place_ && p_.rule == write_rule::add && !p_.is_normalised) {
+      value_ = p_.value.rows(where.batch, value_head, 0, 1, written_).data;
+    } else {
+      p_.value.copy(where.batch, value_head, 0, 1, written_, columns_);
+      if (p_.is_normalised) written_[p_.columns - 1] = T(1);
+      value_ = written_;
+    }
     load_gates(at);
 
     T* const rows = in_place_ ? state.row(where.sequence, at.head, 0) : state_;
@@ -141,7 +146,7 @@ class step_worker {
       batch value[Registers], value_fade[Registers], sum[Registers];
 #pragma GCC unroll 8
       for (index_t r = 0; r < Registers; ++r) {
-        value[r] = batch::load_aligned(written_ + first + r * lanes);
+        value[r] = batch::load_unaligned(value_ + first + r * lanes);
         value_fade[r] = batch::load_aligned(value_fade_ + first + r * lanes);
         sum[r] = batch(T(0));
       }
@@ -212,6 +217,7 @@ class step_worker {
   T* fade_;
   T* value_fade_;
   T* written_;
+  T const* value_ = nullptr;
   T* out_;
   double* gates_;
   T* state_ = nullptr;
