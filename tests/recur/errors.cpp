@@ -96,7 +96,7 @@ TEST_CASE("recurrence: gates and rates that do not fit are refused", "[recur][er
   arguments a;
   a.expect_forward({"decay.log_gate", "[2, 11, 2", "expected 12 for axis 1"},
                    heed::decay(a.shaped<3>({2, 11, 2})));
-  a.expect_forward({"decay.log_gate", "[2, 12, 3", "divides the 4 of out"},
+  a.expect_forward({"decay.log_gate", "[2, 12, 3", "a divisor of the 4 heads of out"},
                    heed::decay(a.shaped<3>({2, 12, 3})));
   a.expect_forward({"key_decay.log_gate", "[2, 12, 2, 6]", "expected 8 for axis 3"},
                    heed::key_decay(a.shaped<4>({2, 12, 2, 6})));

@@ -2,10 +2,10 @@
 // HEED_TEST_CASES=n sets how many cases each loop runs.
 #pragma once
 
-#include "support/catch.hpp"
-
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
+#include <functional>
+#include <iterator>
 #include <random>
 #include <string>
 #include <string_view>
@@ -49,29 +49,7 @@ inline constexpr int luck = 2;
 
 /// Runs `body(seed)` for `cases` seeds that belong to `name`. The body returns what it complains
 /// about, or nothing. Up to `waived` complaints are shown and let pass; the caller says why.
-template <class Body>
-void for_each_seed(std::string_view name, int cases, Body body, int waived = 0) {
-  auto run = [&](seed_t seed) {
-    INFO("HEED_TEST_SEED=" << seed << " replays this case of " << name);
-    std::string const complaint = body(seed);
-    if (!complaint.empty() && waived > 0) {
-      --waived;
-      WARN("waived: " << complaint);
-      return true;
-    }
-    CHECK(complaint == "");
-    return complaint.empty();
-  };
-  if (char const* only = std::getenv("HEED_TEST_SEED")) {
-    run(std::strtoull(only, nullptr, 10));
-    return;
-  }
-  if (char const* count = std::getenv("HEED_TEST_CASES")) cases = std::atoi(count);
-  seed_t first = 14695981039346656037u;  // FNV-1a
-  for (char c : name) first = (first ^ static_cast<unsigned char>(c)) * 1099511628211u;
-  first = first % 1000000 * 100000;
-  int failures = 0;
-  for (int i = 0; i < cases && failures < 5; ++i) failures += !run(first + static_cast<seed_t>(i));
-}
+void for_each_seed(std::string_view name, int cases, std::function<std::string(seed_t)> const& body,
+                   int waived = 0);
 
 }  // namespace support

@@ -132,10 +132,13 @@ struct problem {
 
 namespace detail {
 
+using heed::detail::any_tensor;
 using heed::detail::expect_distinct_elements;
+using heed::detail::expect_divisor;
 using heed::detail::expect_extent;
 using heed::detail::expect_like;
 using heed::detail::expect_memory;
+using heed::detail::expect_no_negative_extent;
 
 /// How many rows had better be worked on together, by the pattern of a call; 0 if it does not matter.
 template <class... I>
@@ -162,6 +165,27 @@ any_arrangement view_of_arrangement(First const& first, I const&... rest) {
     return view_of_arrangement(rest...);
 }
 
+inline void check_operands(any_tensor const& query, any_tensor const& key,
+                           any_tensor const& value) {
+  expect_no_negative_extent("query", query);
+  expect_no_negative_extent("key", key);
+  expect_no_negative_extent("value", value);
+  expect_memory("query", query);
+  expect_memory("key", key);
+  expect_memory("value", value);
+  expect_extent("key", key, 0, query.extent(0), "batch, that of query");
+  expect_extent("value", value, 0, query.extent(0), "batch, that of query");
+  expect_extent("key", key, 3, query.extent(3), "head_dim, that of query");
+  expect_extent("value", value, 1, key.extent(1), "position, that of key");
+  expect_divisor("key", key, query.extent(2), "query");
+  expect_divisor("value", value, query.extent(2), "query");
+  constexpr index_t limit = index_t{1} << 24;
+  require(key.extent(1) < limit && query.extent(1) < limit, [&] {
+    return "query has shape " + shape_text(query.extents()) + ", key " + shape_text(key.extents()) +
+           "; expected fewer than 2^24 positions";
+  });
+}
+
 }  // namespace detail
 
 /// Checks the operands and ingredients of a call against each other and gathers them.
@@ -170,15 +194,7 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
                         I const&... ingredients) {
   using namespace detail;
   static_assert((true && ... && check_ingredient<I>()));
-  for (int axis = 0; axis < 4; ++axis) {
-    require(query.extent(axis) >= 0 && key.extent(axis) >= 0 && value.extent(axis) >= 0, [&] {
-      return "negative extents: query " + shape_text(query.extents()) + ", key " +
-             shape_text(key.extents()) + ", value " + shape_text(value.extents());
-    });
-  }
-  expect_memory("query", query);
-  expect_memory("key", key);
-  expect_memory("value", value);
+  check_operands(query, key, value);
   problem<T> p;
   p.query = source<T>(query);
   p.key = source<T>(key);
@@ -188,26 +204,6 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   p.value_heads = value.extent(2);
   p.dim = query.extent(3);
   p.value_dim = value.extent(3);
-  expect_extent("key", key, 0, query.extent(0), "batch, that of query");
-  expect_extent("value", value, 0, query.extent(0), "batch, that of query");
-  expect_extent("key", key, 3, query.extent(3), "head_dim, that of query");
-  expect_extent("value", value, 1, key.extent(1), "position, that of key");
-  auto const divides = [&](char const* name, auto const& view) {
-    index_t const count = view.extent(2);
-    require(p.heads == 0 || (count > 0 && p.heads % count == 0), [&] {
-      return std::string(name) + " has shape " + shape_text(view.extents()) + ": " +
-             std::to_string(count) + " heads; expected a divisor of the " +
-             std::to_string(p.heads) + " heads of query";
-    });
-  };
-  divides("key", key);
-  divides("value", value);
-  constexpr index_t limit = index_t{1} << 24;
-  require(key.extent(1) < limit && query.extent(1) < limit, [&] {
-    return "query has shape " + shape_text(query.extents()) + ", key " + shape_text(key.extents()) +
-           "; expected fewer than 2^24 positions";
-  });
-
   p.sequence = {.count = query.extent(0),
                 .rows = query.extent(1),
                 .keys = key.extent(1),

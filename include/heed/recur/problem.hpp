@@ -21,10 +21,13 @@ namespace heed::recur {
 
 namespace detail {
 
+using heed::detail::any_tensor;
 using heed::detail::expect_distinct_elements;
+using heed::detail::expect_divisor;
 using heed::detail::expect_extent;
 using heed::detail::expect_like;
 using heed::detail::expect_memory;
+using heed::detail::expect_no_negative_extent;
 using heed::detail::is_a;
 
 inline constexpr auto is_map = []<class T>() { return feature_map<T>; };
@@ -234,7 +237,17 @@ tensor_view<E, 4> with_one_channel(tensor_view<E, 3> view) {
   return {view.data(), {e[0], e[1], e[2], 1}, {s[0], s[1], s[2], 1}};
 }
 
-/// Numbers of tokens against the shape of a call; an extent of -1 is any.
+/// Numbers of tokens against the shape of a call.
+inline void expect_tokens(char const* name, any_tensor const& view, recurrence_shape const& shape,
+                          index_t channels, char const* meaning) {
+  expect_extent(name, view, 0, shape.batches, "batch");
+  expect_extent(name, view, 1, shape.keys, "position, that of key");
+  expect_extent(name, view, 3, channels, meaning);
+  expect_memory(name, view);
+  expect_divisor(name, view, shape.heads, "out");
+}
+
+/// Numbers of tokens, checked; an extent of -1 is any.
 template <class E>
 tensor_view<E, 4> fit_tokens(char const* name, tensor_view<E, 4> view,
                              recurrence_shape const& shape, index_t channels, char const* meaning) {
@@ -242,25 +255,8 @@ tensor_view<E, 4> fit_tokens(char const* name, tensor_view<E, 4> view,
   if (extents[0] < 0) extents[0] = shape.batches;
   if (extents[1] < 0) extents[1] = shape.keys;
   tensor_view<E, 4> const whole(view.data(), extents, view.strides());
-  expect_extent(name, whole, 0, shape.batches, "batch");
-  expect_extent(name, whole, 1, shape.keys, "position, that of key");
-  expect_extent(name, whole, 3, channels, meaning);
-  expect_memory(name, whole);
-  require(shape.heads == 0 || (whole.extent(2) > 0 && shape.heads % whole.extent(2) == 0), [&] {
-    return std::string(name) + " has shape " + shape_text(whole.extents()) +
-           "; expected a number of heads (axis 2) that divides the " + std::to_string(shape.heads) +
-           " of out";
-  });
+  expect_tokens(name, whole, shape, channels, meaning);
   return whole;
-}
-
-/// What is written for each token, like numbers that are read for it.
-template <class E>
-void expect_token_gradient(char const* name, tensor_view<E, 4> gradient,
-                           std::array<index_t, 4> const& extents, char const* like) {
-  if (gradient.data() == nullptr) return;
-  expect_like(name, gradient, extents, like);
-  expect_distinct_elements(name, gradient);
 }
 
 template <class E>
@@ -268,16 +264,178 @@ tensor_view<E, 4> with_features_first(tensor_view<E, 4> state) {
   return state.swap_axes(1, 2);
 }
 
-template <class View>
-void expect_state(char const* name, View const& view, recurrence_shape const& shape,
-                  index_t features, index_t columns) {
+inline void expect_state(char const* name, any_tensor const& view, recurrence_shape const& shape,
+                         index_t features, index_t columns) {
   std::array<index_t, 4> const expected{shape.sequences, shape.state_heads, features, columns};
-  require(view.extents() == expected, [&] {
+  require(std::ranges::equal(view.extents(), expected), [&] {
     return std::string(name) + " has shape " + shape_text(view.extents()) +
            "; expected [sequences, state heads, features, value_dim, one more if normalised], " +
            shape_text(expected);
   });
   expect_memory(name, view);
+}
+
+inline recurrence_shape shape_of(any_tensor const& query, any_tensor const& key,
+                                 any_tensor const& value, any_tensor const& out) {
+  expect_no_negative_extent("query", query);
+  expect_no_negative_extent("key", key);
+  expect_no_negative_extent("value", value);
+  expect_no_negative_extent("out", out);
+  expect_memory("query", query);
+  expect_memory("key", key);
+  expect_memory("value", value);
+  expect_memory("out", out);
+  recurrence_shape const shape{.batches = query.extent(0),
+                               .sequences = query.extent(0),
+                               .heads = out.extent(2),
+                               .query_heads = query.extent(2),
+                               .key_heads = key.extent(2),
+                               .value_heads = value.extent(2),
+                               .state_heads = std::max(key.extent(2), value.extent(2)),
+                               .rows = query.extent(1),
+                               .keys = key.extent(1),
+                               .query_dim = query.extent(3),
+                               .key_dim = key.extent(3),
+                               .value_dim = value.extent(3)};
+  expect_extent("key", key, 0, shape.batches, "batch, that of query");
+  expect_extent("value", value, 0, shape.batches, "batch, that of query");
+  expect_extent("value", value, 1, shape.keys, "position, that of key");
+  expect_like("out", out, {shape.batches, shape.rows, shape.heads, shape.value_dim},
+              "query with the head_dim of value");
+  expect_divisor("query", query, shape.heads, "out");
+  expect_divisor("key", key, shape.heads, "out");
+  expect_divisor("value", value, shape.heads, "out");
+  return shape;
+}
+
+template <class T>
+void check_features(problem<T> const& p, any_tensor const& query, any_tensor const& key) {
+  index_t const of_query = p.map.features(side::query, p.shape.query_dim);
+  require(of_query == p.features, [&] {
+    return "query has shape " + shape_text(query.extents()) + " and key " +
+           shape_text(key.extents()) + ", of which the feature map makes " +
+           std::to_string(of_query) + " and " + std::to_string(p.features) +
+           " features; expected as many";
+  });
+}
+
+inline void check_chunk(index_t tokens) {
+  require(tokens >= 1 && tokens <= 4096, [&] {
+    return "chunk_size.tokens is " + std::to_string(tokens) + "; expected 1 to 4096";
+  });
+}
+
+// What the ingredients of a call say, checked and entered one by one. Ingredients of which nothing is to be entered, or
+// elsewhere, come to the first.
+template <class T, class I>
+void enter_clause(problem<T>&, I const&) {}
+
+template <class T, class E>
+void enter_gate(problem<T>& p, char const* name, tensor_view<E, 4> log_gate, bool of_value,
+                fading kind) {
+  require(p.causal, [&] { return std::string(name) + " with dense: no order, no decay"; });
+  recurrence_shape& shape = p.shape;
+  auto const gates = kind == fading::scalar ? fit_tokens(name, log_gate, shape, 1, "one")
+                     : of_value
+                         ? fit_tokens(name, log_gate, shape, shape.value_dim, "value_dim")
+                         : fit_tokens(name, log_gate, shape, p.features, "features of a key");
+  expect_each(name, gates, "numbers of at most 0", [](auto g) { return g <= 0; });
+  (of_value ? p.value_gate : p.key_gate) = token_numbers<T>{source<T>(gates), gates.stride(1) == 0};
+  (of_value ? p.value_fading : p.key_fading) = kind;
+  shape.state_heads = std::max(shape.state_heads, gates.extent(2));
+}
+template <class T, class E>
+void enter_clause(problem<T>& p, decay<E> const& clause) {
+  enter_gate(p, "decay.log_gate", with_one_channel(clause.log_gate), false, fading::scalar);
+}
+template <class T, class E>
+void enter_clause(problem<T>& p, key_decay<E> const& clause) {
+  enter_gate(p, "key_decay.log_gate", clause.log_gate, false, fading::channels);
+}
+template <class T, class E>
+void enter_clause(problem<T>& p, value_decay<E> const& clause) {
+  enter_gate(p, "value_decay.log_gate", clause.log_gate, true, fading::channels);
+}
+
+template <class T, class E>
+void enter_rate(problem<T>& p, char const* name, tensor_view<E, 3> rate, write_rule rule) {
+  require(p.causal, [&] { return std::string(name) + " with dense: no order, no delta rule"; });
+  auto const rates = fit_tokens(name, with_one_channel(rate), p.shape, 1, "one");
+  bool const is_exact = rule == write_rule::exact_delta;
+  expect_each(name, rates, is_exact ? "finite numbers of at least 0" : "finite numbers",
+              [=](auto r) { return r - r == 0 && (!is_exact || r >= 0); });
+  p.rate = token_numbers<T>{source<T>(rates), rates.stride(1) == 0};
+  p.rule = rule;
+  p.shape.state_heads = std::max(p.shape.state_heads, rates.extent(2));
+}
+template <class T, class E>
+void enter_clause(problem<T>& p, delta<E> const& clause) {
+  enter_rate(p, "delta.rate", clause.rate, write_rule::delta);
+}
+template <class T, class E>
+void enter_clause(problem<T>& p, exact_delta<E> const& clause) {
+  enter_rate(p, "exact_delta.rate", clause.rate, write_rule::exact_delta);
+}
+
+template <class T>
+void enter_clause(problem<T>& p, normalised const& clause) {
+  p.is_normalised = true;
+  p.epsilon = static_cast<T>(clause.epsilon);
+  p.at_least = static_cast<T>(clause.at_least);
+}
+
+/// Whether the clauses go together.
+template <class T>
+void check_clauses(problem<T> const& p) {
+  require(p.rule == write_rule::add || p.value_fading == fading::none,
+          [] { return "value_decay with the delta rule is not defined"; });
+  require(p.value_fading == fading::none || !p.is_normalised,
+          [] { return "value_decay with normalised: a sum of weights has no channels"; });
+  // The heads of states are shared by keys, values and gates alike.
+  auto const shares = [&](char const* name, index_t heads) {
+    require(p.shape.heads == 0 || (heads > 0 && p.shape.state_heads % heads == 0), [&] {
+      return std::string(name) + " has " + std::to_string(heads) +
+             " heads; expected a divisor of the " + std::to_string(p.shape.state_heads) +
+             " that keys, values, gates and rates have at most";
+    });
+  };
+  shares("key", p.shape.key_heads);
+  shares("value", p.shape.value_heads);
+  if (p.key_fading != fading::none) shares("the gate of keys", p.key_gate.heads());
+  if (p.value_fading != fading::none) shares("the gate of values", p.value_gate.heads());
+  if (p.rule != write_rule::add) shares("the rate", p.rate.heads());
+}
+
+// The states of a call and what else is to be checked against its shape, after the clauses.
+template <class T, class I>
+void enter_state(problem<T>& p, I const& ingredient) {
+  if constexpr (requires { ingredient.check(p.shape); }) ingredient.check(p.shape);
+}
+template <class T, class V>
+void begin_with(problem<T>& p, tensor_view<V, 4> view) {
+  expect_state("the initial state", view, p.shape, p.features, p.columns);
+  p.initial = source<T>(with_features_first(view));
+  p.begins = true;
+}
+template <class T, class V>
+void end_with(problem<T>& p, tensor_view<V, 4> view) {
+  expect_state("the final state", view, p.shape, p.features, p.columns);
+  expect_distinct_elements("the final state", view);
+  p.final = sink<T>(with_features_first(view));
+  p.ends = true;
+}
+template <class T, class V>
+void enter_state(problem<T>& p, state<V> const& ingredient) {
+  begin_with(p, ingredient.view);
+  end_with(p, ingredient.view);
+}
+template <class T, class E>
+void enter_state(problem<T>& p, initial_state<E> const& ingredient) {
+  begin_with(p, ingredient.view);
+}
+template <class T, class V>
+void enter_state(problem<T>& p, final_state<V> const& ingredient) {
+  end_with(p, ingredient.view);
 }
 
 }  // namespace detail
@@ -301,57 +459,19 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
                 "heed: a call begins with one state and ends with one");
   static_assert((0 + ... + int(is_a<I, decay> || is_a<I, key_decay>)) <= 1,
                 "heed: decay and key_decay in one call; add their log gates instead");
-  for (int axis = 0; axis < 4; ++axis)
-    require(query.extent(axis) >= 0 && key.extent(axis) >= 0 && value.extent(axis) >= 0 &&
-                out.extent(axis) >= 0,
-            [&] {
-              return "negative extents: query " + shape_text(query.extents()) + ", key " +
-                     shape_text(key.extents()) + ", value " + shape_text(value.extents()) +
-                     ", out " + shape_text(out.extents());
-            });
   problem<T> p;
-  recurrence_shape& shape = p.shape;
-  expect_memory("query", query);
-  expect_memory("key", key);
-  expect_memory("value", value);
-  expect_memory("out", out);
-  shape = {.batches = query.extent(0),
-           .sequences = query.extent(0),
-           .heads = out.extent(2),
-           .query_heads = query.extent(2),
-           .key_heads = key.extent(2),
-           .value_heads = value.extent(2),
-           .rows = query.extent(1),
-           .keys = key.extent(1),
-           .query_dim = query.extent(3),
-           .key_dim = key.extent(3),
-           .value_dim = value.extent(3)};
-  expect_extent("key", key, 0, shape.batches, "batch, that of query");
-  expect_extent("value", value, 0, shape.batches, "batch, that of query");
-  expect_extent("value", value, 1, shape.keys, "position, that of key");
-  expect_like("out", out, {shape.batches, shape.rows, shape.heads, shape.value_dim},
-              "query with the head_dim of value");
-  auto const divides = [&](char const* name, auto const& view) {
-    index_t const count = view.extent(2);
-    require(shape.heads == 0 || (count > 0 && shape.heads % count == 0), [&] {
-      return std::string(name) + " has shape " + shape_text(view.extents()) + ": " +
-             std::to_string(count) + " heads; expected a divisor of the " +
-             std::to_string(shape.heads) + " heads of out";
-    });
-  };
-  divides("query", query);
-  divides("key", key);
-  divides("value", value);
+  p.shape = shape_of(query, key, value, out);
   p.query = source<T>(query);
   p.key = source<T>(key);
   p.value = source<T>(value);
 
-  p.sequences = {.count = shape.batches, .rows = shape.rows, .keys = shape.keys, .packed = {}};
+  p.sequences = {
+      .count = p.shape.batches, .rows = p.shape.rows, .keys = p.shape.keys, .packed = {}};
   if constexpr ((false || ... || std::same_as<I, documents>)) {
     documents const packed = one_of<is_documents>(documents{}, ingredients...);
-    packed.check(shape.batches, shape.rows, shape.keys);
+    packed.check(p.shape.batches, p.shape.rows, p.shape.keys);
     p.sequences.packed = packed;
-    p.sequences.count = shape.sequences = static_cast<index_t>(packed.queries.size()) - 1;
+    p.sequences.count = p.shape.sequences = static_cast<index_t>(packed.queries.size()) - 1;
   }
 
   [[maybe_unused]] auto const use_map = [&](auto const& ingredient) {
@@ -360,101 +480,17 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   };
   static_assert((0 + ... + int(feature_map<I>)) <= 1, "heed: a call takes one feature map");
   (use_map(ingredients), ...);
-  p.features = p.map.features(side::key, shape.key_dim);
-  require(p.map.features(side::query, shape.query_dim) == p.features, [&] {
-    return "query has shape " + shape_text(query.extents()) + " and key " +
-           shape_text(key.extents()) + ", of which the feature map makes " +
-           std::to_string(p.map.features(side::query, shape.query_dim)) + " and " +
-           std::to_string(p.features) + " features; expected as many";
-  });
+  p.features = p.map.features(side::key, p.shape.key_dim);
+  check_features(p, query, key);
   p.scale = static_cast<T>(one_of<is_scale>(heed::scale{1, nullptr}, ingredients...).value);
   p.causal = !(false || ... || std::same_as<I, dense>);
-  if constexpr ((false || ... || std::same_as<I, normalised>)) {
-    normalised const how = one_of<is_normalised>(normalised{}, ingredients...);
-    p.is_normalised = true;
-    p.epsilon = static_cast<T>(how.epsilon);
-    p.at_least = static_cast<T>(how.at_least);
-  }
-  p.columns = shape.value_dim + (p.is_normalised ? 1 : 0);
-  shape.state_heads = std::max(shape.key_heads, shape.value_heads);
-
-  constexpr auto below_zero = [](auto g) { return g <= 0; };
-  [[maybe_unused]] auto const use_decay = [&](auto const& ingredient) {
-    using kind = std::remove_cvref_t<decltype(ingredient)>;
-    if constexpr (is_a<kind, decay> || is_a<kind, key_decay> || is_a<kind, value_decay>) {
-      constexpr bool of_value = is_a<kind, value_decay>;
-      constexpr char const* name = is_a<kind, decay>       ? "decay.log_gate"
-                                   : is_a<kind, key_decay> ? "key_decay.log_gate"
-                                                           : "value_decay.log_gate";
-      require(p.causal, [&] { return std::string(name) + " with dense: no order, no decay"; });
-      auto const gates = [&] {
-        if constexpr (is_a<kind, decay>)
-          return fit_tokens(name, with_one_channel(ingredient.log_gate), shape, 1, "one");
-        else
-          return fit_tokens(name, ingredient.log_gate, shape,
-                            of_value ? shape.value_dim : p.features,
-                            of_value ? "value_dim" : "features of a key");
-      }();
-      expect_each(name, gates, "numbers of at most 0", below_zero);
-      (of_value ? p.value_gate : p.key_gate) =
-          token_numbers<T>{source<T>(gates), gates.stride(1) == 0};
-      (of_value ? p.value_fading : p.key_fading) =
-          is_a<kind, decay> ? fading::scalar : fading::channels;
-      shape.state_heads = std::max(shape.state_heads, gates.extent(2));
-    }
-    if constexpr (is_delta.template operator()<kind>()) {
-      constexpr bool is_exact = is_a<kind, exact_delta>;
-      constexpr char const* name = is_exact ? "exact_delta.rate" : "delta.rate";
-      require(p.causal, [&] { return std::string(name) + " with dense: no order, no delta rule"; });
-      auto const rates = fit_tokens(name, with_one_channel(ingredient.rate), shape, 1, "one");
-      expect_each(name, rates, is_exact ? "finite numbers of at least 0" : "finite numbers",
-                  [](auto r) { return r - r == 0 && (!is_exact || r >= 0); });
-      p.rate = token_numbers<T>{source<T>(rates), rates.stride(1) == 0};
-      p.rule = is_exact ? write_rule::exact_delta : write_rule::delta;
-      shape.state_heads = std::max(shape.state_heads, rates.extent(2));
-    }
-  };
-  (use_decay(ingredients), ...);
-  require(p.rule == write_rule::add || p.value_fading == fading::none,
-          [] { return std::string("value_decay with the delta rule is not defined"); });
-  require(p.value_fading == fading::none || !p.is_normalised, [] {
-    return std::string("value_decay with normalised: a sum of weights has no channels");
-  });
-  // The heads of states are shared by keys, values and gates alike.
-  auto const shares = [&](char const* name, index_t heads) {
-    require(shape.heads == 0 || (heads > 0 && shape.state_heads % heads == 0), [&] {
-      return std::string(name) + " has " + std::to_string(heads) +
-             " heads; expected a divisor of the " + std::to_string(shape.state_heads) +
-             " that keys, values, gates and rates have at most";
-    });
-  };
-  shares("key", shape.key_heads);
-  shares("value", shape.value_heads);
-  if (p.key_fading != fading::none) shares("the gate of keys", p.key_gate.heads());
-  if (p.value_fading != fading::none) shares("the gate of values", p.value_gate.heads());
-  if (p.rule != write_rule::add) shares("the rate", p.rate.heads());
-
-  [[maybe_unused]] auto const use_state = [&](auto const& ingredient) {
-    using kind = std::remove_cvref_t<decltype(ingredient)>;
-    if constexpr (is_a<kind, state> || is_a<kind, initial_state>) {
-      expect_state("the initial state", ingredient.view, shape, p.features, p.columns);
-      p.initial = source<T>(with_features_first(ingredient.view));
-      p.begins = true;
-    }
-    if constexpr (is_a<kind, state> || is_a<kind, final_state>) {
-      expect_state("the final state", ingredient.view, shape, p.features, p.columns);
-      expect_distinct_elements("the final state", ingredient.view);
-      p.final = sink<T>(with_features_first(ingredient.view));
-      p.ends = true;
-    }
-    if constexpr (requires { ingredient.check(shape); }) ingredient.check(shape);
-  };
-  (use_state(ingredients), ...);
+  (enter_clause(p, ingredients), ...);
+  check_clauses(p);
+  p.columns = p.shape.value_dim + (p.is_normalised ? 1 : 0);
+  (enter_state(p, ingredients), ...);
   chunk_size const by_shape{chunk_tokens(p.features, p.columns, p.rule != write_rule::add)};
   p.chunk = one_of<is_chunk>(by_shape, ingredients...).tokens;
-  require(p.chunk >= 1 && p.chunk <= 4096, [&] {
-    return "chunk_size.tokens is " + std::to_string(p.chunk) + "; expected 1 to 4096";
-  });
+  check_chunk(p.chunk);
   return p;
 }
 

@@ -84,11 +84,9 @@ template <class T, element Q, element K, element V, class... I>
 operands<T> operands_of(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                         I const&... ingredients) {
   using namespace heed::detail;
-  for (int axis = 0; axis < 4; ++axis)
-    require(query.extent(axis) >= 0 && key.extent(axis) >= 0 && value.extent(axis) >= 0, [&] {
-      return "negative extents: query " + shape_text(query.extents()) + ", key " +
-             shape_text(key.extents()) + ", value " + shape_text(value.extents());
-    });
+  expect_no_negative_extent("query", query);
+  expect_no_negative_extent("key", key);
+  expect_no_negative_extent("value", value);
   expect_memory("query", query);
   expect_memory("key", key);
   expect_memory("value", value);
@@ -97,11 +95,7 @@ operands<T> operands_of(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   expect_extent("value", value, 0, query.extent(0), "batch, that of query");
   expect_extent("value", value, 1, key.extent(1), "position, that of key");
   expect_extent("value", value, 2, key.extent(2), "heads, those of key");
-  require(query.extent(2) == 0 || (key.extent(2) > 0 && query.extent(2) % key.extent(2) == 0), [&] {
-    return "key has shape " + shape_text(key.extents()) + ": " + std::to_string(key.extent(2)) +
-           " heads; expected a divisor of the " + std::to_string(query.extent(2)) +
-           " heads of query";
-  });
+  expect_divisor("key", key, query.extent(2), "query");
   operands<T> all;
   all.query = source<T>(query);
   all.key = source<T>(key);
