@@ -1,4 +1,3 @@
-#include "support/catch.hpp"
 #include "support/sweep.hpp"
 
 #include <heed/simd/activations.hpp>

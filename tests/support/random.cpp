@@ -1,7 +1,5 @@
 #include "support/random.hpp"
 
-#include "support/catch.hpp"
-
 #include <cstdlib>
 
 namespace support {

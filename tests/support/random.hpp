@@ -2,6 +2,8 @@
 // HEED_TEST_CASES=n sets how many cases each loop runs.
 #pragma once
 
+#include "support/catch.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>

@@ -437,7 +437,7 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
   check_gradients(query, key, value, dquery, dkey, dvalue);
 
   auto const whole = make_sentence(ingredients...);
-  auto const given_executor = one_of<detail::is_executor>(serial{}, ingredients...);
+  auto const given_executor = executor_of(ingredients...);
   any_executor const run_on(given_executor);
   using bound = decltype(whole.at(place{}));
   using plan_type = backward_plan<T, Arch>;

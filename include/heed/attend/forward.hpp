@@ -516,7 +516,7 @@ void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> v
   auto const whole = make_sentence(ingredients...);
   auto const observers = all_of<detail::is_row_observer>(ingredients...);
   auto const sweeps = all_of<detail::is_sweep_observer>(ingredients...);
-  auto const given_executor = one_of<detail::is_executor>(serial{}, ingredients...);
+  auto const given_executor = executor_of(ingredients...);
   any_executor const run_on(given_executor);
   workspace& memory = scratch_of(ingredients...);
 

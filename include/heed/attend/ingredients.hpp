@@ -3,12 +3,11 @@
 #include <heed/attend/observe.hpp>
 #include <heed/normalize/softmax.hpp>
 #include <heed/parallel/any_executor.hpp>
-#include <heed/parallel/workspace.hpp>
+#include <heed/parallel/ingredients.hpp>
 #include <heed/pattern/any_pattern.hpp>
 #include <heed/pattern/positions.hpp>
 #include <heed/score/modifier.hpp>
 #include <heed/score/scale.hpp>
-#include <heed/view/ingredients.hpp>
 
 /// Sorts the ingredients of a call, given in any order, into the clauses of its sentence.
 namespace heed::attend {
@@ -16,6 +15,9 @@ namespace heed::attend {
 namespace detail {
 
 using heed::detail::is_a;
+using heed::detail::is_documents;
+using heed::detail::is_executor;
+using heed::detail::is_scratch;
 
 inline constexpr auto is_pattern = []<class T>() { return pattern<T>; };
 inline constexpr auto is_modifier = []<class T>() { return score_modifier<T>; };
@@ -25,12 +27,9 @@ inline constexpr auto is_row_observer = []<class T>() { return row_observer<T>; 
 inline constexpr auto is_sweep_observer = []<class T>() {
   return is_a<T, column_sums_into> || is_a<T, top_keys_into>;
 };
-inline constexpr auto is_executor = []<class T>() { return executor<T const>; };
-inline constexpr auto is_scratch = []<class T>() { return std::same_as<T, scratch>; };
 inline constexpr auto is_positions = []<class T>() {
   return std::same_as<T, top_left> || std::same_as<T, query_positions>;
 };
-inline constexpr auto is_documents = []<class T>() { return std::same_as<T, documents>; };
 inline constexpr auto is_arrangement = []<class T>() { return arrangement<T>; };
 inline constexpr auto is_scale = []<class T>() { return std::same_as<T, scale>; };
 inline constexpr auto is_row_scale = []<class T>() { return is_a<T, row_scale>; };
@@ -40,6 +39,8 @@ inline constexpr auto is_lse_gradient = []<class T>() { return is_a<T, lse_gradi
 
 using heed::all_of;
 using heed::one_of;
+using heed::detail::executor_of;
+using heed::detail::scratch_of;
 
 /// Stops with one clear error if an ingredient models no concept, rather than deep in an engine.
 template <class I>
@@ -60,12 +61,6 @@ constexpr bool check_ingredient() {
       "numerator factor (factor), normaliser, observer, executor, scale, positions, documents, "
       "arrangement or scratch");
   return known;
-}
-
-/// The workspace of a call.
-template <class... I>
-workspace& scratch_of(I const&... ingredients) {
-  return one_of<detail::is_scratch>(scratch{thread_workspace()}, ingredients...).memory;
 }
 
 /// The pattern of a call, its type erased and not owned.

@@ -89,7 +89,7 @@ std::array<tensor_view<T, 4>, 2> abc_gates(recur::sequence_list const& sequences
                                            tensor_view<C, 4> control, tensor_view<double, 3> total,
                                            I const&... ingredients) {
   auto const gates = recur::page_tensors<abc_page, T>(control.extents(), control.extents());
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   using rows = recur::channel_rows<double>;
   recur::running_softmax(any_executor(runs), sequences, rows(control), rows(gates[0]),
                          rows(gates[1]), total);
@@ -141,7 +141,7 @@ void abc_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tens
   detail::check_abc_total("slot_state_gradient.log_total", dtotal, carried.extents(), true);
   auto const slots = detail::slot_attention_backward<false, T>(
       query, key, value, gates[0], gates[1], out, dout, dquery, dkey, dvalue, ingredients...);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   // No gradient of the gates is needed: what they take from a slot is what the averages divide by.
   auto const reads = recur::page_tensors<detail::abc_gradient_page, T>(control.extents())[0];
@@ -248,7 +248,7 @@ void abc_cross_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_
                          tensor_view<CK, 4> key_control, tensor_view<CV, 4> value_control,
                          tensor_view<O, 4> out, Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, CK, CV, O>;
-  auto const run_on = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = recur::executor_of(ingredients...);
   auto const slots = detail::fill_abc_slots<T>(key, value, key_control, value_control, run_on);
   attention(query, slots.key, slots.value, out, ingredients...);
 }
@@ -269,7 +269,7 @@ void abc_cross_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key
   detail::expect_like("dvalue", dvalue, value.extents(), "value");
   detail::expect_like("dkey_control", dkey_control, key_control.extents(), "key_control");
   detail::expect_like("dvalue_control", dvalue_control, value_control.extents(), "value_control");
-  auto const run_on = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = recur::executor_of(ingredients...);
   auto const slots = detail::fill_abc_slots<T>(key, value, key_control, value_control, run_on);
   index_t const count = key_control.extent(3);
   auto const t = recur::page_tensors<detail::abc_slots_gradient_page, T>(

@@ -23,11 +23,6 @@ double scale_of(index_t dim, I const&... ingredients) {
   return given.value;
 }
 
-template <class... I>
-auto executor_of(I const&... ingredients) {
-  return attend::one_of<attend::detail::is_executor>(serial{}, ingredients...);
-}
-
 /// Calls f with the executor and the scratch memory of a call, as far as they are given.
 template <class F, class... I>
 void with_machine(F&& f, I const&... ingredients) {

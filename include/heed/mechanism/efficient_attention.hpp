@@ -54,7 +54,7 @@ void efficient_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_
   using T = compute_type<Q, K, V, O>;
   auto const sequences =
       detail::efficient_attention_sequences<T>(query, key, value, out, ingredients...);
-  auto const run_on = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = recur::executor_of(ingredients...);
   auto const [weights] = recur::page_tensors<detail::efficient_attention_page, T>(key.extents());
   using rows = recur::channel_rows<double>;
   recur::position_softmax(any_executor(run_on), sequences, rows(key), rows(weights));
@@ -75,7 +75,7 @@ void efficient_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key
       detail::efficient_attention_sequences<T>(query, key, value, out, ingredients...);
   detail::expect_like("dkey", dkey, key.extents(), "key");
   detail::expect_distinct_elements("dkey", dkey);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   auto const [weights, dweights] =
       recur::page_tensors<detail::efficient_attention_gradient_page, T>(key.extents(),
@@ -157,7 +157,7 @@ void causal_efficient_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key,
                                 tensor_view<V, 4> value, tensor_view<O, 4> out,
                                 Ingredients const&... ingredients) {
   using T = recur::compute_type_of<Q, K, V, O, Ingredients...>;
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   auto const parts = detail::causal_efficient_attention_parts<T>(any_executor(runs), query, key,
                                                                  value, out, ingredients...);
   std::apply(
@@ -189,7 +189,7 @@ void causal_efficient_attention_backward(tensor_view<Q, 4> query, tensor_view<K,
            "; expected a number of heads that divides the " + std::to_string(query.extent(2)) +
            " of query";
   });
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   auto const parts =
       detail::causal_efficient_attention_parts<T>(run_on, query, key, value, out, ingredients...);
@@ -217,7 +217,7 @@ void causal_efficient_attention_step(tensor_view<Q, 4> query, tensor_view<K, 4> 
                                      tensor_view<S, 4> state, running_log_total const& total,
                                      Ingredients const&... ingredients) {
   using T = recur::compute_type_of<Q, K, V, O, heed::state<S>, Ingredients...>;
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   auto const parts = detail::causal_efficient_attention_parts<T>(
       any_executor(runs), query, key, value, out, heed::state<S>{state}, total, ingredients...);
   linear_attention_step(query, parts.weights, value, out, state, for_queries(channel_softmax{}),

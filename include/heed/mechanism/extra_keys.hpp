@@ -193,7 +193,7 @@ void attention_with_extra_keys(tensor_view<Q, 4> query, tensor_view<K, 4> key,
       },
       extra.own, ingredients...);
 
-  auto const run_on = attend::one_of<attend::detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = attend::executor_of(ingredients...);
   detail::for_row_pieces(run_on, rows, [&](index_t first, index_t count) {
     auto const piece = [&](partial_attention<T> const& part) {
       return partial_attention<T>{part.out.slice(1, first, count), part.lse.slice(2, first, count)};
@@ -248,7 +248,7 @@ void attention_with_extra_keys_backward(
   double* const scale_gradient =
       attend::one_of<attend::detail::is_scale>(scale{0}, ingredients...).gradient;
   if (scale_gradient != nullptr) *scale_gradient += dscale;
-  auto const run_on = attend::one_of<attend::detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = attend::executor_of(ingredients...);
   detail::for_row_pieces(run_on, rows, [&](index_t first, index_t count) {
     detail::add_to(dquery.slice(1, first, count), from_extra.slice(1, first, count));
   });

@@ -191,7 +191,7 @@ template <class T, class Q, class K, class F, class... I>
 void with_fastmax(tensor_view<Q, 4> query, tensor_view<K, 4> key, F const& f,
                   I const&... ingredients) {
   fastmax const given = one_of<is_fastmax>(fastmax{}, ingredients...);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   fastmax_map<T> map{{given.degree, given.scale}, given.standardise, {}, {}};
   if (given.standardise == standardisation::by_largest_norm) {
@@ -250,7 +250,7 @@ void fast_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
             recur::page_tensors<detail::fastmax_gradient_page, T>(query.extents(), key.extents());
         linear_attention_backward(query, key, value, out, dout, partial[0], partial[1], dvalue,
                                   own...);
-        auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+        auto const runs = recur::executor_of(ingredients...);
         any_executor const run_on(runs);
         detail::finish_divisor_gradient(run_on, query, partial[0], dquery);
         detail::finish_divisor_gradient(run_on, key, partial[1], dkey);

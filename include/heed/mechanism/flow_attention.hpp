@@ -224,7 +224,7 @@ void flow_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V
   expect_like("dquery", dquery, query.extents(), "query");
   expect_like("dkey", dkey, key.extents(), "key");
   expect_like("dvalue", dvalue, value.extents(), "value");
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   auto const t = recur::page_tensors<flow_gradient_page, T>(
       query.extents(), key.extents(), value.extents(), c.gate.extents(), out.extents());
@@ -296,7 +296,7 @@ void flow_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<
                     tensor_view<O, 4> out, Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, O>;
   auto const c = detail::make_flow_call<false, T>(query, key, value, out, ingredients...);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   dense_flows(run_on, c);
   linear_attention(c.q, c.k, c.v, c.attended, dense{}, runs);
@@ -323,7 +323,7 @@ void causal_flow_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tenso
                            tensor_view<O, 4> out, Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, O, detail::flow_state_type<Ingredients...>>;
   auto const c = detail::make_flow_call<true, T>(query, key, value, out, ingredients...);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   causal_flows(run_on, c, detail::flow_held(ingredients...));
   auto const shared = all_of<detail::is_for_flow_engine>(ingredients...);

@@ -21,8 +21,7 @@ inline constexpr double gla_temperature = 16;
 template <class T, class G, class F, class... I>
 void with_gla_gate(tensor_view<G, 4> gate, F const& f, I const&... ingredients) {
   auto const log_gate = recur::page_tensors<gla_page, T>(gate.extents(), gate.extents());
-  log_sigmoid_gate(gate, log_gate[0], gla_temperature,
-                   one_of<recur::detail::is_executor>(serial{}, ingredients...));
+  log_sigmoid_gate(gate, log_gate[0], gla_temperature, recur::executor_of(ingredients...));
   recur::with_default_scale(
       gate.extent(3), [&](auto const&... all) { f(log_gate[0], log_gate[1], all...); },
       ingredients...);
@@ -62,7 +61,7 @@ void gated_linear_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> 
         linear_attention_backward(query, key, value, out, dout, dquery, dkey, dvalue,
                                   key_decay(log_gate, dlog_gate), all...);
         log_sigmoid_gate_backward(gate, dlog_gate, dgate, detail::gla_temperature,
-                                  one_of<recur::detail::is_executor>(serial{}, all...));
+                                  recur::executor_of(all...));
       },
       ingredients...);
 }

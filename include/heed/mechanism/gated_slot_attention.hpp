@@ -80,7 +80,7 @@ void gated_slot_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> ke
   recur::expect_same_shape("dlog_gate", dlog_gate, strength, "strength");
   auto const slots = detail::slot_attention_backward<true, T>(
       query, key, value, strength, log_gate, out, dout, dquery, dkey, dvalue, ingredients...);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   auto const add = [&](auto const& to, auto const& parts) {
     recur::transform(
         any_executor(runs), sink<T>(to), [](auto const& a, auto const& b) { return a + b; },

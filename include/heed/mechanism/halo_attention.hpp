@@ -67,7 +67,7 @@ void with_halo_scores(halo<d, R> const& how,
                   is_scratch.template operator()<I>() || is_a<I, lse_into> ||
                   is_lse_gradient.template operator()<I>())),
                 "heed: halo attention takes scale, lse_into, lse_gradient, executor and scratch");
-  auto const run_on = attend::one_of<is_executor>(serial{}, ingredients...);
+  auto const run_on = attend::executor_of(ingredients...);
   halo_order<d> const order(how.blocks, 1);
   call_shape const shape = attend::make_problem<T>(query, key, value, order).shape();
   check_halo_vectors("halo.vectors", how.blocks, how.vectors, query.extent(3));
@@ -116,7 +116,7 @@ void halo_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<
   using T = compute_type<Q, K, V, R, O>;
   static_assert(std::is_same_v<T, compute_type<O>>,
                 "heed: with an operand in double, out is in double");
-  auto const run_on = attend::one_of<attend::detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = attend::executor_of(ingredients...);
   auto const lse = attend::one_of<detail::is_halo_lse>(lse_into<T>{}, ingredients...).out;
   T const factor = detail::halo_factor<T>(how, query.extent(3), ingredients...);
   detail::with_halo_scores<T>(
@@ -162,7 +162,7 @@ void halo_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
   using T = compute_type<Q, K, V, R, O>;
   static_assert(std::is_same_v<T, compute_type<O>>,
                 "heed: with an operand in double, out is in double");
-  auto const run_on = attend::one_of<attend::detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = attend::executor_of(ingredients...);
   T const factor = detail::halo_factor<T>(how, query.extent(3), ingredients...);
   halo_order<d> const order(how.blocks, attend::panel_lanes<T>);
   detail::with_halo_scores<T>(

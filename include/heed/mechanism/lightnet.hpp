@@ -150,7 +150,7 @@ template <class T, class Q, class K, class... I>
 lightnet_tensors<T> prepare_lightnet(tensor_view<Q, 4> query, tensor_view<K, 4> key,
                                      tensor_view<double, 3> total, I const&... ingredients) {
   static_assert((true && ... && check_lightnet_ingredient<I>()));
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   index_t copies = 1;  // of the gates, one for each feature of a channel
   [[maybe_unused]] auto const look = [&](auto const& ingredient) {
@@ -254,7 +254,7 @@ void lightnet_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vi
   using T = compute_type<Q, K, V, O, DO, DQ, DK, DV>;
   detail::expect_like("dquery", dquery, query.extents(), "query");
   detail::expect_like("dkey", dkey, key.extents(), "key");
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   // What lies between the engine's gradients and those of this call. No gradient of the gates is needed: what they take is what
   // the averages divide by.
@@ -329,7 +329,7 @@ void lightnet_single_scan(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor
                           tensor_view<O, 4> out, Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, O>;
   static_assert((true && ... && detail::check_lightnet_ingredient<Ingredients>()));
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   auto const sequences = recur::sequences_among(query.extents(), key.extents(), ingredients...);
   auto const t = recur::page_tensors<detail::lightnet_page, T>(query.extents(), key.extents());
@@ -352,7 +352,7 @@ void lightnet_single_scan_backward(tensor_view<Q, 4> query, tensor_view<K, 4> ke
   static_assert((true && ... && detail::check_lightnet_ingredient<Ingredients>()));
   detail::expect_like("dquery", dquery, query.extents(), "query");
   detail::expect_like("dkey", dkey, key.extents(), "key");
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   auto const sequences = recur::sequences_among(query.extents(), key.extents(), ingredients...);
   auto const t = recur::page_tensors<detail::lightnet_gradient_page, T>(

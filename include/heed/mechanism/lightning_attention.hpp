@@ -120,7 +120,7 @@ void transnormer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 
   detail::expect_like("attended", attended, out.extents(), "out");
   linear_attention(query, key, value, attended, map, fixed_decay(log_decays), ingredients...);
   normalise_and_gate<linear_gate>(attended, gate, out, rms_norm{.across_heads = true},
-                                  one_of<recur::detail::is_executor>(serial{}, ingredients...));
+                                  recur::executor_of(ingredients...));
 }
 
 namespace detail {
@@ -142,7 +142,7 @@ void transnormer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor
   static_assert((true && ... && !std::is_same_v<Ingredients, scale>),
                 "heed: transnormer has no scale");
   detail::expect_like("dgate", dgate, gate.extents(), "gate");
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   auto const dattended = recur::page_tensors<detail::transnormer_page, T>(attended.extents())[0];
   recur::make_problem<T>(query, key, value, attended, map, fixed_decay(log_decays), ingredients...);
@@ -195,7 +195,7 @@ void transnormer_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vie
   linear_attention_step(query, key, value, attended, state, map, fixed_decay(log_decays),
                         ingredients...);
   normalise_and_gate<linear_gate>(attended, gate, out, rms_norm{.across_heads = true},
-                                  one_of<recur::detail::is_executor>(serial{}, ingredients...));
+                                  recur::executor_of(ingredients...));
 }
 
 }  // namespace heed

@@ -217,7 +217,7 @@ lizard_operands<T> prepare_lizard(tensor_view<Q, 4> query, tensor_view<K, 4> key
            shape_text(with.query_weights.extents()) + " and key_weights " +
            shape_text(with.key_weights.extents()) + "; expected the same width (axis 2)";
   });
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   auto const sequences = recur::sequences_among(query.extents(), key.extents(), ingredients...);
   auto const of_width = [](recur::tensor_shape shape, index_t columns) {
     shape[3] = columns;
@@ -388,7 +388,7 @@ void lizard_attention(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vie
         std::tuple_cat(all_of<detail::is_for_gated_branch>(ingredients...),
                        detail::lizard_memory(ingredients...)));
   });
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   detail::add_lizard_branches<T>(any_executor(runs), b.gated, b.windowed, with.alpha, out);
   copy_elements(recur::with_first_axes(largest), recur::with_first_axes(held));
 }
@@ -420,7 +420,7 @@ void lizard_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
   auto const own = [&](auto const& rows) { return rows.slice(1, ahead, gate.extent(1)); };
   auto const own_key = own(key);
   auto const own_value = own(value);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   auto const x = detail::prepare_lizard<T>(
       query, own_key, gate, with,
@@ -536,7 +536,7 @@ void lizard_attention_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tenso
           });
       },
       all_of<detail::is_for_both_branches>(ingredients...));
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   detail::add_lizard_branches<T>(any_executor(runs), branches[0], branches[1], with.alpha, out);
   copy_elements(recur::with_first_axes(largest), recur::with_first_axes(held.largest));
 }

@@ -41,7 +41,7 @@ void memora(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> va
             tensor_view<O, 4> out, miras_gates<G> const& gates, memora_options const& options,
             Ingredients const&... ingredients) {
   using namespace recur::memory;
-  using T = number_of<compute_type<Q, K, V, O, G>, Ingredients...>;
+  using T = compute_type<Q, K, V, O, G, states_type<Ingredients...>>;
   given_states<T> states;
   auto const call =
       miras_call<T>(query, key, value, gates, {}, options.chunk, states, ingredients...);
@@ -59,7 +59,7 @@ void memora_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view
                      tensor_view<DV, 4> dvalue, miras_gates<G> const& gates,
                      memora_options const& options, Ingredients const&... ingredients) {
   using namespace recur::memory;
-  using T = number_of<compute_type<Q, K, V, DO, G>, Ingredients...>;
+  using T = compute_type<Q, K, V, DO, G, states_type<Ingredients...>>;
   given_states<T> states;
   auto const call =
       miras_call<T>(query, key, value, gates, {}, options.chunk, states, ingredients...);

@@ -57,7 +57,7 @@ void moneta(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> va
             tensor_view<O, 4> out, miras_gates<G> const& gates, moneta_options const& options,
             Ingredients const&... ingredients) {
   using namespace recur::memory;
-  using T = number_of<compute_type<Q, K, V, O, G>, Ingredients...>;
+  using T = compute_type<Q, K, V, O, G, states_type<Ingredients...>>;
   detail::check_moneta(options);
   given_states<T> states;
   auto const call =
@@ -75,7 +75,7 @@ void moneta_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view
                      tensor_view<DV, 4> dvalue, miras_gates<G> const& gates,
                      moneta_options const& options, Ingredients const&... ingredients) {
   using namespace recur::memory;
-  using T = number_of<compute_type<Q, K, V, DO, G>, Ingredients...>;
+  using T = compute_type<Q, K, V, DO, G, states_type<Ingredients...>>;
   detail::check_moneta(options);
   given_states<T> states;
   auto const call =

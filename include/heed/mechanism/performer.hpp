@@ -216,7 +216,7 @@ void performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4>
                tensor_view<O, 4> out, favor const& features, Ingredients const&... ingredients) {
   using T = recur::compute_type_of<Q, K, V, O, Ingredients...>;
   detail::check_performer(features.projection, query, key);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   detail::for_each_document(
       query, key,
@@ -242,7 +242,7 @@ void performer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
                         Ingredients const&... ingredients) {
   using T = compute_type<recur::compute_type_of<Q, K, V, O, Ingredients...>, DO, DQ, DK, DV>;
   detail::check_performer(features.projection, query, key);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   detail::for_each_document(
       query, key,
@@ -268,7 +268,7 @@ void causal_performer(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_vie
                       Ingredients const&... ingredients) {
   using T = recur::compute_type_of<Q, K, V, O, Ingredients...>;
   detail::check_performer(projection, query, key);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   detail::for_each_document(
       query, key,
@@ -298,7 +298,7 @@ void causal_performer_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
                                Ingredients const&... ingredients) {
   using T = compute_type<recur::compute_type_of<Q, K, V, O, Ingredients...>, DO, DQ, DK, DV>;
   detail::check_performer(projection, query, key);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   detail::for_each_document(
       query, key,
@@ -323,7 +323,7 @@ void causal_performer_step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tenso
                            Ingredients const&... ingredients) {
   using T = recur::compute_type_of<Q, K, V, O, heed::state<S>, Ingredients...>;
   detail::check_performer(projection, query, key);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   any_executor const run_on(runs);
   auto const parts =
       detail::causal_performer_map<T>(run_on, projection, key, largest, heed::state<S>{state});

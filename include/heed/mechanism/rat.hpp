@@ -131,7 +131,7 @@ void rat(tensor_view<Q, 4> q, tensor_view<K, 4> k, tensor_view<V, 4> v, tensor_v
          tensor_view<Z, 4> gate, tensor_view<O, 4> out, index_t size,
          Ingredients const&... ingredients) {
   using T = compute_type<Q, K, V, G, Z, O>;
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   recur::chunk_averages<T> call(q, k, v, forget, gate, "out", out,
                                 detail::rat_chunks(q, size, 0, ingredients...), any_executor(runs));
   detail::expect_distinct_elements("out", out);
@@ -182,7 +182,7 @@ void rat_backward(tensor_view<Q, 4> q, tensor_view<K, 4> k, tensor_view<V, 4> v,
   fits("dv", dv, v, "v");
   fits("dforget", dforget, forget, "forget");
   fits("dgate", dgate, gate, "gate");
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   auto const begun = one_of<detail::is_rat_cache>(rat_cache<T>{}, ingredients...);
   auto const to = one_of<detail::is_rat_gradient>(rat_cache_gradient<T>{}, ingredients...);
   auto const after = one_of<detail::is_rat_final>(rat_final_gradient<T>{}, ingredients...);

@@ -45,7 +45,7 @@ struct sea_page {};
 /// The executor of a call; an any_executor does not own it.
 template <class... I>
 auto sea_executor(I const&... ingredients) {
-  return one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  return recur::executor_of(ingredients...);
 }
 
 /// [e, v] for every value head.

@@ -66,7 +66,7 @@ tensor_view<T, 4> faded_queries(tensor_view<Q, 4> query, index_t heads, I const&
       recur::page_tensors<Page, T>(recur::tensor_shape{query.extent(0), N, heads, D})[0];
   auto const factor =
       static_cast<T>(one_of<recur::detail::is_scale>(scale{1, nullptr}, ingredients...).value);
-  auto const run_on = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = recur::executor_of(ingredients...);
   source<T> const from(query);
   source<double> const logs(gates);
   parallel_for(run_on, query.extent(0) * heads, [&](index_t piece, index_t) {
@@ -202,7 +202,7 @@ void add_incoming_state(tensor_view<Q, 4> query, tensor_view<S, 4> state, tensor
   using T = compute_type<Q, std::remove_const_t<S>, O>;
   detail::expect_extent("out", out, 0, query.extent(0), "batch, that of query");
   detail::expect_extent("out", out, 1, query.extent(1), "position, that of query");
-  auto const run_on = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = recur::executor_of(ingredients...);
   auto const faded =
       detail::faded_queries<detail::incoming_page, T>(query, out.extent(2), ingredients...);
   auto const read = recur::page_tensors<detail::outgoing_page, T>(out.extents())[0];
@@ -226,7 +226,7 @@ void segment_gradient(tensor_view<Q, 4> query, tensor_view<DO, 4> dout, tensor_v
     return "the gradient of a state has shape " + shape_text(to.extents()) +
            "; expected a number of heads that divides the " + std::to_string(H) + " of dout";
   });
-  auto const run_on = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = recur::executor_of(ingredients...);
   auto const faded = detail::faded_queries<detail::incoming_page, T>(query, H, ingredients...);
   // Queries are written as keys are: the heads that share a state one after the other.
   index_t const readers = H / states;

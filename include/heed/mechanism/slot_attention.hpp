@@ -172,7 +172,7 @@ void score_slots(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<S, 
 /// Softmax over slots.
 template <class T, class... I>
 void weigh_slots(tensor_view<T, 4> scores, tensor_view<T, 4> weights, I const&... ingredients) {
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   static constexpr channel_softmax over_slots;
   recur::write_features(any_executor(runs), feature_map_view<T>(over_slots), side::query,
                         source<T>(scores), 0, weights);
@@ -232,7 +232,7 @@ slot_gradients<T> slot_attention_backward(tensor_view<Q, 4> query, tensor_view<K
   auto const gate = [&](int pass) {
     return gated ? all.dgate[static_cast<std::size_t>(pass)] : tensor_view<T, 4>();
   };
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   auto const shared = all_of<is_for_both_passes>(ingredients...);
   with_initial_slot_states(
       [&](auto const& first, auto const& second) {

@@ -117,7 +117,7 @@ void toeplitz_mix_backward(tensor_view<X, 4> x, toeplitz_mixer<T> const& mixer,
   linear_attention_backward(p.read, p.write, x, out, dout, by_features[0], by_features[1], dx,
                             key_decay<double>(p.log_gate, by_gate), ingredients...);
   index_t const heads = x.extent(2), count = mixer.read.extent(1);
-  auto const runs = one_of<recur::detail::is_executor>(serial{}, ingredients...);
+  auto const runs = recur::executor_of(ingredients...);
   parallel_for(runs, heads, [&](index_t h, index_t) {
     bool const shared = mixer.logits.extent(1) == 1;
     double of_head = 0;

@@ -65,4 +65,8 @@ struct documents {
   }
 };
 
+namespace detail {
+inline constexpr auto is_documents = []<class T>() { return std::same_as<T, documents>; };
+}  // namespace detail
+
 }  // namespace heed

@@ -612,7 +612,7 @@ void backward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> 
         "heed: the backward pass writes no state: name the one the call began with, initial_state");
   };
   (use(ingredients), ...);
-  auto const run_on = one_of<is_executor>(serial{}, ingredients...);
+  auto const run_on = executor_of(ingredients...);
   backward_pass<Arch>(p, g, any_executor(run_on), scratch_of(ingredients...));
 }
 

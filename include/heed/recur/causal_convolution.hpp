@@ -368,11 +368,8 @@ auto make_convolver(tensor_view<X, 4> x, tensor_view<W, 3> weights, tensor_view<
   work.in = channel_rows<T>(x);
   work.weights = as_rows<T>(weights);
   if constexpr ((false || ... || std::same_as<I, centred>)) {
-    static_assert(
-        (true && ... &&
-         !(is_state.template operator()<I>() || is_initial.template operator()<I>() ||
-           is_final.template operator()<I>() || is_final_gradient.template operator()<I>())),
-        "heed: a centred filter has no state to begin with");
+    static_assert((true && ... && !is_any_state<I>),
+                  "heed: a centred filter has no state to begin with");
     work.ahead = work.history() / 2;
   }
   work.silu = (false || ... || std::same_as<I, with_silu>);

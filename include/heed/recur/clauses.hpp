@@ -1,6 +1,7 @@
 #pragma once
 
 #include <heed/view/element.hpp>
+#include <heed/view/ingredients.hpp>
 
 #include <span>
 
@@ -132,5 +133,45 @@ struct final_state_gradient {
 };
 template <class T>
 final_state_gradient(tensor_view<T, 4>) -> final_state_gradient<std::remove_const_t<T>>;
+
+namespace recur {
+
+namespace detail {
+
+inline constexpr auto is_state = []<class T>() { return heed::detail::is_a<T, state>; };
+inline constexpr auto is_initial_state = []<class T>() {
+  return heed::detail::is_a<T, initial_state>;
+};
+inline constexpr auto is_final_state = []<class T>() { return heed::detail::is_a<T, final_state>; };
+inline constexpr auto is_final_gradient = []<class T>() {
+  return heed::detail::is_a<T, final_state_gradient>;
+};
+template <class I>
+inline constexpr bool is_any_state =
+    is_state.template operator()<I>() || is_initial_state.template operator()<I>() ||
+    is_final_state.template operator()<I>() || is_final_gradient.template operator()<I>();
+
+template <class I>
+struct state_type {
+  using type = float;
+};
+template <class I>
+  requires is_any_state<I>
+struct state_type<I> {
+  using type = typename decltype(I::view)::value_type;
+};
+// A class, because g++ 12 loses a fold in an alias of an alias.
+template <class... I>
+struct states_type {
+  using type = compute_type<float, typename state_type<std::remove_cvref_t<I>>::type...>;
+};
+
+}  // namespace detail
+
+/// The type that the states among the ingredients of a call have it compute in: double if one is in double.
+template <class... I>
+using states_type = typename detail::states_type<I...>::type;
+
+}  // namespace recur
 
 }  // namespace heed

@@ -143,7 +143,7 @@ void forward(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> v
   static_assert(!std::is_const_v<O>, "heed: out is written to");
   problem<T> const p = make_problem<T>(query, key, value, out, ingredients...);
   heed::detail::expect_distinct_elements("out", out);
-  auto const run_on = one_of<detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = executor_of(ingredients...);
   forward_pass<Arch>(p, sink<T>(out), any_executor(run_on), scratch_of(ingredients...));
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <heed/parallel/any_executor.hpp>
-#include <heed/parallel/workspace.hpp>
+#include <heed/parallel/ingredients.hpp>
 #include <heed/pattern/pattern.hpp>
 #include <heed/pattern/positions.hpp>
 #include <heed/recur/clauses.hpp>
@@ -19,6 +19,9 @@
 /// once for each type of computation.
 namespace heed::recur {
 
+using heed::detail::executor_of;
+using heed::detail::scratch_of;
+
 namespace detail {
 
 using heed::detail::any_tensor;
@@ -29,6 +32,9 @@ using heed::detail::expect_like;
 using heed::detail::expect_memory;
 using heed::detail::expect_no_negative_extent;
 using heed::detail::is_a;
+using heed::detail::is_documents;
+using heed::detail::is_executor;
+using heed::detail::is_scratch;
 
 inline constexpr auto is_map = []<class T>() { return feature_map<T>; };
 inline constexpr auto is_decay = []<class T>() { return is_a<T, decay>; };
@@ -37,15 +43,8 @@ inline constexpr auto is_value_decay = []<class T>() { return is_a<T, value_deca
 inline constexpr auto is_delta = []<class T>() { return is_a<T, delta> || is_a<T, exact_delta>; };
 inline constexpr auto is_normalised = []<class T>() { return std::same_as<T, normalised>; };
 inline constexpr auto is_dense = []<class T>() { return std::same_as<T, dense>; };
-inline constexpr auto is_state = []<class T>() { return is_a<T, state>; };
-inline constexpr auto is_initial_state = []<class T>() { return is_a<T, initial_state>; };
-inline constexpr auto is_final_state = []<class T>() { return is_a<T, final_state>; };
-inline constexpr auto is_final_gradient = []<class T>() { return is_a<T, final_state_gradient>; };
 inline constexpr auto is_chunk = []<class T>() { return std::same_as<T, chunk_size>; };
 inline constexpr auto is_scale = []<class T>() { return std::same_as<T, scale>; };
-inline constexpr auto is_documents = []<class T>() { return std::same_as<T, documents>; };
-inline constexpr auto is_executor = []<class T>() { return executor<T const>; };
-inline constexpr auto is_scratch = []<class T>() { return std::same_as<T, scratch>; };
 
 template <class I>
 constexpr bool check_ingredient() {
@@ -66,34 +65,11 @@ constexpr bool check_ingredient() {
   return known;
 }
 
-template <class T>
-struct state_type {
-  using type = float;
-};
-template <class T>
-struct state_type<state<T>> {
-  using type = std::remove_const_t<T>;
-};
-template <class T>
-struct state_type<initial_state<T>> {
-  using type = T;
-};
-template <class T>
-struct state_type<final_state<T>> {
-  using type = T;
-};
-template <class T>
-struct state_type<final_state_gradient<T>> {
-  using type = T;
-};
-
 }  // namespace detail
 
 /// The type a call computes in: double where a tensor or a state is.
 template <class Q, class K, class V, class O, class... I>
-using compute_type_of =
-    compute_type<compute_type<Q, K, V, O>,
-                 compute_type<typename detail::state_type<std::remove_cvref_t<I>>::type...>>;
+using compute_type_of = compute_type<compute_type<Q, K, V, O>, states_type<I...>>;
 
 /// How a state fades along one of its sides.
 enum class fading { none, scalar, channels };
@@ -492,12 +468,6 @@ problem<T> make_problem(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_v
   p.chunk = one_of<is_chunk>(by_shape, ingredients...).tokens;
   check_chunk(p.chunk);
   return p;
-}
-
-/// The workspace of a call.
-template <class... I>
-workspace& scratch_of(I const&... ingredients) {
-  return one_of<detail::is_scratch>(scratch{thread_workspace()}, ingredients...).memory;
 }
 
 }  // namespace heed::recur

@@ -1,13 +1,11 @@
 #pragma once
 
-#include <heed/parallel/executor.hpp>
-#include <heed/parallel/workspace.hpp>
+#include <heed/parallel/ingredients.hpp>
 #include <heed/pattern/positions.hpp>
 #include <heed/recur/channel_rows.hpp>
 #include <heed/recur/clauses.hpp>
 #include <heed/view/convert.hpp>
 #include <heed/view/expect.hpp>
-#include <heed/view/ingredients.hpp>
 
 #include <atomic>
 #include <string>
@@ -16,51 +14,23 @@
 /// with, documents, an executor, scratch.
 namespace heed::recur::scan {
 
-inline constexpr auto is_executor = []<class T>() { return executor<T const>; };
-inline constexpr auto is_scratch = []<class T>() { return std::same_as<T, scratch>; };
-inline constexpr auto is_documents = []<class T>() { return std::same_as<T, documents>; };
-inline constexpr auto is_state = []<class T>() { return heed::detail::is_a<T, state>; };
-inline constexpr auto is_initial = []<class T>() { return heed::detail::is_a<T, initial_state>; };
-inline constexpr auto is_final = []<class T>() { return heed::detail::is_a<T, final_state>; };
-inline constexpr auto is_final_gradient = []<class T>() {
-  return heed::detail::is_a<T, final_state_gradient>;
-};
+using heed::detail::executor_of;
+using heed::detail::is_documents;
+using heed::detail::is_executor;
+using heed::detail::is_scratch;
+using heed::detail::scratch_of;
+using recur::states_type;
+using recur::detail::is_any_state;
+using recur::detail::is_final_gradient;
+using recur::detail::is_final_state;
+using recur::detail::is_initial_state;
+using recur::detail::is_state;
 
 /// Whether every scan takes the ingredient.
 template <class I>
 inline constexpr bool is_clause =
     is_executor.template operator()<I>() || is_scratch.template operator()<I>() ||
-    is_documents.template operator()<I>() || is_state.template operator()<I>() ||
-    is_initial.template operator()<I>() || is_final.template operator()<I>() ||
-    is_final_gradient.template operator()<I>();
-
-/// The type of the numbers of a state; float for other ingredients.
-template <class I>
-struct state_type {
-  using type = float;
-};
-template <class I>
-  requires requires(I const& i) {
-    i.view(index_t{}, index_t{}, index_t{}, index_t{});
-  }
-struct state_type<I> {
-  using type = typename decltype(I::view)::value_type;
-};
-
-/// double if a state is in double, which has the call compute in double.
-template <class... I>
-using states_type =
-    std::conditional_t<(false || ... || std::same_as<typename state_type<I>::type, double>), double,
-                       float>;
-
-template <class... I>
-auto executor_of(I const&... ingredients) {
-  return one_of<is_executor>(serial{}, ingredients...);
-}
-template <class... I>
-workspace& scratch_of(I const&... ingredients) {
-  return one_of<is_scratch>(scratch{thread_workspace()}, ingredients...).memory;
-}
+    is_documents.template operator()<I>() || is_any_state<I>;
 
 /// The sequences of a call: its batch entries, or the documents packed in the only one.
 struct sequences {
@@ -128,11 +98,11 @@ channel_rows<T> state_rows(char const* name, tensor_view<V, 4> view,
 template <class T, class... I>
 states<T> states_of(std::array<index_t, 4> const& expected, I const&... ingredients) {
   static_assert(int((false || ... || is_state.template operator()<I>())) +
-                        int((false || ... || is_initial.template operator()<I>())) <=
+                        int((false || ... || is_initial_state.template operator()<I>())) <=
                     1,
                 "heed: state is the initial state too");
   static_assert(int((false || ... || is_state.template operator()<I>())) +
-                        int((false || ... || is_final.template operator()<I>())) <=
+                        int((false || ... || is_final_state.template operator()<I>())) <=
                     1,
                 "heed: state is the final state too");
   states<T> all;
@@ -140,11 +110,11 @@ states<T> states_of(std::array<index_t, 4> const& expected, I const&... ingredie
     if constexpr (is_state.template operator()<One>()) {
       all.initial = detail::state_rows<T>("state", ingredient.view, expected);
       all.final = all.initial;
-    } else if constexpr (is_initial.template operator()<One>()) {
+    } else if constexpr (is_initial_state.template operator()<One>()) {
       all.initial = detail::state_rows<T>("initial_state", ingredient.view, expected);
       all.initial_gradient =
           detail::state_rows<T>("initial_state.gradient", ingredient.gradient, expected);
-    } else if constexpr (is_final.template operator()<One>()) {
+    } else if constexpr (is_final_state.template operator()<One>()) {
       all.final = detail::state_rows<T>("final_state", ingredient.view, expected);
     } else if constexpr (is_final_gradient.template operator()<One>()) {
       all.final_gradient = detail::state_rows<T>("final_state_gradient", ingredient.view, expected);

@@ -265,7 +265,7 @@ void step(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> valu
     return "a step with query of shape " + shape_text(query.extents()) + " and key of shape " +
            shape_text(key.extents()) + "; expected one position of each";
   });
-  auto const run_on = one_of<detail::is_executor>(serial{}, ingredients...);
+  auto const run_on = executor_of(ingredients...);
   any_executor const workers(run_on);
   step_pass<Arch>(p, sink<T>(out), workers, scratch_of(ingredients...));
 }

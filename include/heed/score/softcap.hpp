@@ -4,6 +4,9 @@
 #include <heed/simd/fma.hpp>
 #include <heed/simd/math.hpp>
 
+#include <concepts>
+#include <utility>
+
 namespace heed {
 
 /// Bounds the scores smoothly: s -> cap * tanh(s / cap), cap > 0.
@@ -13,17 +16,41 @@ struct softcap {
   double cap;
   double* gradient = nullptr;
 
-  template <class Batch>
-  Batch apply(Batch score, Batch, Batch) const {
-    using number = typename Batch::value_type;
-    return Batch(number(cap)) * simd::tanh(score * Batch(number(1 / cap)));
+  /// The cap and its inverse in the type of the scores: a division and conversions for each row of scores would take a
+  /// third of the time that all else here does.
+  struct bound {
+    std::pair<float, float> in_float;
+    std::pair<double, double> in_double;
+
+    template <class T>
+    constexpr std::pair<T, T> const& in() const {
+      if constexpr (std::same_as<T, float>)
+        return in_float;
+      else
+        return in_double;
+    }
+
+    template <class Batch>
+    Batch apply(Batch score, Batch, Batch) const {
+      auto const& [cap, inverse] = in<typename Batch::value_type>();
+      return simd::bounded_by_tanh(score, Batch(cap), Batch(inverse));
+    }
+    template <class Batch>
+    Batch slope(Batch, Batch capped) const {
+      // Not times 1 / cap, which is not 1 where the cap is reached.
+      Batch const level = capped / Batch(in<typename Batch::value_type>().first);
+      return simd::fnma(level, level, Batch(1));
+    }
+    /// d (modified score) / d cap = tanh(s / cap) - (s / cap) (1 - tanh(s / cap)^2).
+    double parameter_slope(double score, double capped, index_t, index_t) const {
+      double const cap = in_double.first;
+      return (capped - score * (1 - capped * capped / (cap * cap))) / cap;
+    }
+  };
+  bound bind(place const&) const {
+    return {{static_cast<float>(cap), static_cast<float>(1 / cap)}, {cap, 1 / cap}};
   }
-  template <class Batch>
-  Batch slope(Batch, Batch capped) const {
-    // Not times 1 / cap, which is not 1 where the cap is reached.
-    Batch const level = capped / Batch(typename Batch::value_type(cap));
-    return simd::fnma(level, level, Batch(1));
-  }
+
   bool wants_gradient() const { return gradient != nullptr; }
   void set_gradient(double const* sum_of_head, index_t heads) const {
     *gradient = 0;
@@ -33,11 +60,6 @@ struct softcap {
   void check(call_shape const&) const {
     require(cap > 0,
             [&] { return "softcap is " + std::to_string(cap) + "; expected a positive number"; });
-  }
-
-  /// d (modified score) / d cap = tanh(s / cap) - (s / cap) (1 - tanh(s / cap)^2).
-  double parameter_slope(double score, double capped, index_t, index_t) const {
-    return (capped - score * (1 - capped * capped / (cap * cap))) / cap;
   }
 };
 

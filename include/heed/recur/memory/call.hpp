@@ -1,11 +1,9 @@
 #pragma once
 
-#include <heed/parallel/executor.hpp>
-#include <heed/parallel/workspace.hpp>
+#include <heed/parallel/ingredients.hpp>
 #include <heed/pattern/positions.hpp>
 #include <heed/recur/memory/products.hpp>
 #include <heed/view/expect.hpp>
-#include <heed/view/ingredients.hpp>
 #include <heed/view/rows.hpp>
 
 #include <string>
@@ -13,18 +11,11 @@
 /// What every memory that learns while it reads needs of a call: operands, sequences, ingredients.
 namespace heed::recur::memory {
 
-inline constexpr auto is_executor = []<class T>() { return executor<T const>; };
-inline constexpr auto is_scratch = []<class T>() { return std::same_as<T, scratch>; };
-inline constexpr auto is_documents = []<class T>() { return std::same_as<T, documents>; };
-
-template <class... I>
-auto executor_of(I const&... ingredients) {
-  return one_of<is_executor>(serial{}, ingredients...);
-}
-template <class... I>
-workspace& scratch_of(I const&... ingredients) {
-  return one_of<is_scratch>(scratch{thread_workspace()}, ingredients...).memory;
-}
+using heed::detail::executor_of;
+using heed::detail::is_documents;
+using heed::detail::is_executor;
+using heed::detail::is_scratch;
+using heed::detail::scratch_of;
 
 /// The rows and keys of a sequence: of a batch entry, or a document packed in the only one.
 struct sequence_place {

@@ -45,32 +45,12 @@ struct miras_state {
 
 namespace recur::memory {
 
-inline constexpr auto is_state = []<class T>() { return heed::detail::is_a<T, state>; };
-inline constexpr auto is_initial = []<class T>() { return heed::detail::is_a<T, initial_state>; };
-inline constexpr auto is_final = []<class T>() { return heed::detail::is_a<T, final_state>; };
-inline constexpr auto is_final_gradient = []<class T>() {
-  return heed::detail::is_a<T, final_state_gradient>;
-};
-template <class I>
-inline constexpr bool is_any_state =
-    is_state.template operator()<I>() || is_initial.template operator()<I>() ||
-    is_final.template operator()<I>() || is_final_gradient.template operator()<I>();
-
-/// The type of a state's numbers; float for other ingredients.
-template <class I>
-struct state_number {
-  using type = float;
-};
-template <class I>
-  requires is_any_state<I>
-struct state_number<I> {
-  using type = typename decltype(I::view)::value_type;
-};
-/// The type of a computation with such operands and ingredients.
-template <class Operand, class... I>
-using number_of = std::conditional_t<(std::is_same_v<Operand, double> || ... ||
-                                      std::is_same_v<typename state_number<I>::type, double>),
-                                     double, float>;
+using recur::detail::is_any_state;
+using recur::detail::is_final_gradient;
+using recur::detail::is_final_state;
+using recur::detail::is_initial_state;
+using recur::detail::is_state;
+using recur::states_type;
 
 template <class I>
 constexpr bool check_miras_ingredient() {
@@ -113,12 +93,12 @@ struct given_states {
 
 template <class T, class... I>
 given_states<T> states_of(std::array<index_t, 4> const& expected, I const&... ingredients) {
-  static_assert(
-      int((false || ... || is_state.template operator()<I>())) +
-              int((false || ... ||
-                   (is_initial.template operator()<I>() || is_final.template operator()<I>()))) <=
-          1,
-      "heed: state is the initial and the final state");
+  static_assert(int((false || ... || is_state.template operator()<I>())) +
+                        int((false || ... ||
+                             (is_initial_state.template operator()<I>() ||
+                              is_final_state.template operator()<I>()))) <=
+                    1,
+                "heed: state is the initial and the final state");
   given_states<T> all;
   [[maybe_unused]] auto const check = [&](char const* name, auto const& view) {
     using E = typename std::remove_cvref_t<decltype(view)>::value_type;
@@ -131,10 +111,10 @@ given_states<T> states_of(std::array<index_t, 4> const& expected, I const&... in
     if constexpr (is_state.template operator()<One>()) {
       all.final = check("state", ingredient.view);
       all.initial = all.final;
-    } else if constexpr (is_initial.template operator()<One>()) {
+    } else if constexpr (is_initial_state.template operator()<One>()) {
       all.initial = check("initial_state", ingredient.view);
       all.initial_gradient = check("initial_state.gradient", ingredient.gradient);
-    } else if constexpr (is_final.template operator()<One>()) {
+    } else if constexpr (is_final_state.template operator()<One>()) {
       all.final = check("final_state", ingredient.view);
     } else if constexpr (is_final_gradient.template operator()<One>()) {
       all.final_gradient = check("final_state_gradient", ingredient.view);
