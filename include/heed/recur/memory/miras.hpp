@@ -45,12 +45,12 @@ struct miras_state {
 
 namespace recur::memory {
 
+using recur::states_type;
 using recur::detail::is_any_state;
 using recur::detail::is_final_gradient;
 using recur::detail::is_final_state;
 using recur::detail::is_initial_state;
 using recur::detail::is_state;
-using recur::states_type;
 
 template <class I>
 constexpr bool check_miras_ingredient() {
