@@ -307,30 +307,29 @@ template <class T, class I>
 void enter_clause(problem<T>&, I const&) {}
 
 template <class T, class E>
-void enter_gate(problem<T>& p, char const* name, tensor_view<E, 4> log_gate, bool of_value,
-                fading kind) {
+token_numbers<T> gate_of(problem<T>& p, char const* name, tensor_view<E, 4> log_gate,
+                         index_t channels, char const* meaning) {
   require(p.causal, [&] { return std::string(name) + " with dense: no order, no decay"; });
-  recurrence_shape& shape = p.shape;
-  auto const gates = kind == fading::scalar ? fit_tokens(name, log_gate, shape, 1, "one")
-                     : of_value
-                         ? fit_tokens(name, log_gate, shape, shape.value_dim, "value_dim")
-                         : fit_tokens(name, log_gate, shape, p.features, "features of a key");
+  auto const gates = fit_tokens(name, log_gate, p.shape, channels, meaning);
   expect_each(name, gates, "numbers of at most 0", [](auto g) { return g <= 0; });
-  (of_value ? p.value_gate : p.key_gate) = token_numbers<T>{source<T>(gates), gates.stride(1) == 0};
-  (of_value ? p.value_fading : p.key_fading) = kind;
-  shape.state_heads = std::max(shape.state_heads, gates.extent(2));
+  p.shape.state_heads = std::max(p.shape.state_heads, gates.extent(2));
+  return {source<T>(gates), gates.stride(1) == 0};
 }
 template <class T, class E>
 void enter_clause(problem<T>& p, decay<E> const& clause) {
-  enter_gate(p, "decay.log_gate", with_one_channel(clause.log_gate), false, fading::scalar);
+  p.key_gate = gate_of(p, "decay.log_gate", with_one_channel(clause.log_gate), 1, "one");
+  p.key_fading = fading::scalar;
 }
 template <class T, class E>
 void enter_clause(problem<T>& p, key_decay<E> const& clause) {
-  enter_gate(p, "key_decay.log_gate", clause.log_gate, false, fading::channels);
+  p.key_gate = gate_of(p, "key_decay.log_gate", clause.log_gate, p.features, "features of a key");
+  p.key_fading = fading::channels;
 }
 template <class T, class E>
 void enter_clause(problem<T>& p, value_decay<E> const& clause) {
-  enter_gate(p, "value_decay.log_gate", clause.log_gate, true, fading::channels);
+  p.value_gate =
+      gate_of(p, "value_decay.log_gate", clause.log_gate, p.shape.value_dim, "value_dim");
+  p.value_fading = fading::channels;
 }
 
 template <class T, class E>

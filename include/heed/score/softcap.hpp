@@ -16,8 +16,7 @@ struct softcap {
   double cap;
   double* gradient = nullptr;
 
-  /// The cap and its inverse in the type of the scores: a division and conversions for each row of scores would take a
-  /// third of the time that all else here does.
+  /// The cap and its inverse in either type that scores have, so that a row of scores neither divides nor converts.
   struct bound {
     std::pair<float, float> in_float;
     std::pair<double, double> in_double;
@@ -32,8 +31,8 @@ struct softcap {
 
     template <class Batch>
     Batch apply(Batch score, Batch, Batch) const {
-      auto const& [cap, inverse] = in<typename Batch::value_type>();
-      return simd::bounded_by_tanh(score, Batch(cap), Batch(inverse));
+      auto const& [most, inverse] = in<typename Batch::value_type>();
+      return simd::bounded_by_tanh(score, Batch(most), Batch(inverse));
     }
     template <class Batch>
     Batch slope(Batch, Batch capped) const {
@@ -43,8 +42,8 @@ struct softcap {
     }
     /// d (modified score) / d cap = tanh(s / cap) - (s / cap) (1 - tanh(s / cap)^2).
     double parameter_slope(double score, double capped, index_t, index_t) const {
-      double const cap = in_double.first;
-      return (capped - score * (1 - capped * capped / (cap * cap))) / cap;
+      double const most = in_double.first;
+      return (capped - score * (1 - capped * capped / (most * most))) / most;
     }
   };
   bound bind(place const&) const {
