@@ -1,5 +1,6 @@
 #include "reference/patterns/neighborhood.hpp"
 #include "support/arrangement_check.hpp"
+#include "support/message_of.hpp"
 #include "support/pattern_check.hpp"
 
 #include <heed/pattern/band.hpp>
@@ -13,6 +14,7 @@
 using heed::grid_point;
 using heed::index_t;
 using support::for_each_seed;
+using support::message_of;
 using support::seed_t;
 
 namespace {
@@ -146,16 +148,6 @@ std::string check_halo(support::random& draw, index_t most) {
                                             : token_keeps(token, key);
                          },
                          {.exact_tiles = true, .exact_keys = true});
-}
-
-template <class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (heed::error const& e) {
-    return e.what();
-  }
-  return "";
 }
 
 }  // namespace

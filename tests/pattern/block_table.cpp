@@ -1,4 +1,5 @@
 #include "reference/patterns/written.hpp"
+#include "support/message_of.hpp"
 #include "support/pattern_check.hpp"
 
 #include <heed/pattern/band.hpp>
@@ -14,6 +15,7 @@ using heed::index_t;
 using heed::inner_layout;
 using heed::interval;
 using support::for_each_seed;
+using support::message_of;
 using support::seed_t;
 
 namespace {
@@ -104,16 +106,6 @@ std::unique_ptr<bool[]> random_inner(support::random& draw, index_t entries, ind
       inner[static_cast<std::size_t>(e * block + n)] = kind == 0 || (kind > 1 && draw.one_in(2));
   }
   return inner;
-}
-
-template <class Pattern>
-std::string message_of(Pattern const& pattern, heed::call_shape const& shape) {
-  try {
-    pattern.check(shape);
-  } catch (heed::error const& e) {
-    return e.what();
-  }
-  return "";
 }
 
 }  // namespace

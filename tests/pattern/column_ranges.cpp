@@ -1,4 +1,5 @@
 #include "reference/patterns/written.hpp"
+#include "support/message_of.hpp"
 #include "support/pattern_check.hpp"
 
 #include <heed/pattern/band.hpp>
@@ -10,6 +11,7 @@ using heed::coverage;
 using heed::index_t;
 using reference::hidden_rows;
 using support::for_each_seed;
+using support::message_of;
 using support::seed_t;
 
 namespace {
@@ -57,15 +59,6 @@ class random_columns {
   std::unique_ptr<index_t[]> memory_;
   heed::tensor_view<index_t, 4> view_;
 };
-
-std::string message_of(heed::column_ranges const& pattern, heed::call_shape const& shape) {
-  try {
-    pattern.check(shape);
-  } catch (heed::error const& e) {
-    return e.what();
-  }
-  return "";
-}
 
 }  // namespace
 

@@ -1,3 +1,4 @@
+#include "support/message_of.hpp"
 #include "support/pattern_check.hpp"
 
 #include <heed/pattern/band.hpp>
@@ -11,6 +12,7 @@ using heed::coverage;
 using heed::index_t;
 using heed::interval;
 using support::for_each_seed;
+using support::message_of;
 using support::seed_t;
 
 namespace {
@@ -49,16 +51,6 @@ coverage class_of(interval positions, interval keys, Keep keep) {
   return kept == 0                                ? coverage::none
          : kept == positions.size() * keys.size() ? coverage::all
                                                   : coverage::some;
-}
-
-template <class F>
-std::string message_of(F f) {
-  try {
-    f();
-  } catch (heed::error const& e) {
-    return e.what();
-  }
-  return "";
 }
 
 }  // namespace

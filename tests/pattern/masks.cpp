@@ -1,3 +1,4 @@
+#include "support/message_of.hpp"
 #include "support/pattern_check.hpp"
 
 #include <heed/pattern/band.hpp>
@@ -8,6 +9,7 @@
 
 using heed::index_t;
 using support::for_each_seed;
+using support::message_of;
 using support::seed_t;
 
 namespace {
@@ -30,16 +32,6 @@ std::vector<std::uint8_t> packed(std::vector<char> const& pairs) {
   for (std::size_t t = 0; t < pairs.size(); ++t)
     if (pairs[t]) bytes[t / 8] = static_cast<std::uint8_t>(bytes[t / 8] | 1u << (t % 8));
   return bytes;
-}
-
-template <class Pattern>
-std::string message_of(Pattern const& pattern, heed::call_shape const& shape) {
-  try {
-    pattern.check(shape);
-  } catch (heed::error const& e) {
-    return e.what();
-  }
-  return "";
 }
 
 constexpr support::pattern_claims exact{.exact_tiles = true};

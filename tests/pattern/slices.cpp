@@ -1,4 +1,5 @@
 #include "reference/patterns/written.hpp"
+#include "support/message_of.hpp"
 #include "support/pattern_check.hpp"
 
 #include <heed/pattern/band.hpp>
@@ -10,6 +11,7 @@ using heed::interval;
 using heed::slice;
 using heed::slice_type;
 using support::for_each_seed;
+using support::message_of;
 using support::seed_t;
 
 namespace {
@@ -39,15 +41,6 @@ std::vector<slice> random_slices(support::random& draw, index_t rows, index_t ke
   std::vector<slice> list;
   cut(draw, {0, rows}, {0, keys}, list);
   return list;
-}
-
-std::string message_of(heed::slices const& pattern, heed::call_shape const& shape) {
-  try {
-    pattern.check(shape);
-  } catch (heed::error const& e) {
-    return e.what();
-  }
-  return "";
 }
 
 }  // namespace
@@ -162,23 +155,24 @@ TEST_CASE("a tile that several slices fill together is full", "[pattern][quick]"
 TEST_CASE("slices say what is wrong with them", "[pattern][errors][quick]") {
   heed::call_shape const shape{2, 2, 1, 10, 12};
   std::vector<slice> list{{{0, 5}, {0, 12}}, {{4, 8}, {11, 12}}};
-  CHECK(message_of({.list = list}, shape) ==
+  CHECK(message_of(heed::slices{.list = list}, shape) ==
         "heed: slice 0 (rows [0, 5), keys [0, 12)) and slice 1 (rows [4, 8), keys [11, 12)) "
         "overlap");
   std::swap(list[0], list[1]);
-  CHECK(message_of({.list = list}, shape).find("overlap") != std::string::npos);
+  CHECK(message_of(heed::slices{.list = list}, shape).find("overlap") != std::string::npos);
   std::vector<index_t> const offsets{0, 1, 2};
-  CHECK(message_of({.list = list, .offsets = offsets}, shape) == "");  // different batch entries
+  CHECK(message_of(heed::slices{.list = list, .offsets = offsets}, shape) ==
+        "");  // different batch entries
   list = {{{0, 5}, {0, 13}}};
-  CHECK(message_of({.list = list}, shape) ==
+  CHECK(message_of(heed::slices{.list = list}, shape) ==
         "heed: slice 0 (rows [0, 5), keys [0, 13)) leaves the 10 rows and 12 keys of the call; a "
         "list for more of them says where its rows start, in first_position");
-  CHECK(message_of({.list = list, .first_position = 0}, shape) == "");
+  CHECK(message_of(heed::slices{.list = list, .first_position = 0}, shape) == "");
   list = {{{0, 5}, {7, 6}}};
-  CHECK(message_of({.list = list}, shape) ==
+  CHECK(message_of(heed::slices{.list = list}, shape) ==
         "heed: slice 0 (rows [0, 5), keys [7, 6)) is no rectangle: expected 0 <= first <= last");
   std::vector<index_t> const wrong{0, 1};
-  CHECK(message_of({.list = list, .offsets = wrong}, shape) ==
+  CHECK(message_of(heed::slices{.list = list, .offsets = wrong}, shape) ==
         "heed: slices.offsets is [0, 1]; expected 3 offsets that start at 0, do not decrease and "
         "end at the number of slices, 1");
 }

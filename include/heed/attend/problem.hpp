@@ -138,7 +138,7 @@ using heed::detail::expect_divisor;
 using heed::detail::expect_extent;
 using heed::detail::expect_like;
 using heed::detail::expect_memory;
-using heed::detail::expect_no_negative_extent;
+using heed::detail::expect_operands;
 
 /// How many rows had better be worked on together, by the pattern of a call; 0 if it does not matter.
 template <class... I>
@@ -167,16 +167,8 @@ any_arrangement view_of_arrangement(First const& first, I const&... rest) {
 
 inline void check_operands(any_tensor const& query, any_tensor const& key,
                            any_tensor const& value) {
-  expect_no_negative_extent("query", query);
-  expect_no_negative_extent("key", key);
-  expect_no_negative_extent("value", value);
-  expect_memory("query", query);
-  expect_memory("key", key);
-  expect_memory("value", value);
-  expect_extent("key", key, 0, query.extent(0), "batch, that of query");
-  expect_extent("value", value, 0, query.extent(0), "batch, that of query");
+  expect_operands(query, key, value);
   expect_extent("key", key, 3, query.extent(3), "head_dim, that of query");
-  expect_extent("value", value, 1, key.extent(1), "position, that of key");
   expect_divisor("key", key, query.extent(2), "query");
   expect_divisor("value", value, query.extent(2), "query");
   constexpr index_t limit = index_t{1} << 24;

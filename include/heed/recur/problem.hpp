@@ -31,6 +31,7 @@ using heed::detail::expect_extent;
 using heed::detail::expect_like;
 using heed::detail::expect_memory;
 using heed::detail::expect_no_negative_extent;
+using heed::detail::expect_operands;
 using heed::detail::is_a;
 using heed::detail::is_documents;
 using heed::detail::is_executor;
@@ -251,15 +252,11 @@ inline void expect_state(char const* name, any_tensor const& view, recurrence_sh
   expect_memory(name, view);
 }
 
+/// The shape of a call whose operands fit each other.
 inline recurrence_shape shape_of(any_tensor const& query, any_tensor const& key,
                                  any_tensor const& value, any_tensor const& out) {
-  expect_no_negative_extent("query", query);
-  expect_no_negative_extent("key", key);
-  expect_no_negative_extent("value", value);
+  expect_operands(query, key, value);
   expect_no_negative_extent("out", out);
-  expect_memory("query", query);
-  expect_memory("key", key);
-  expect_memory("value", value);
   expect_memory("out", out);
   recurrence_shape const shape{.batches = query.extent(0),
                                .sequences = query.extent(0),
@@ -273,9 +270,6 @@ inline recurrence_shape shape_of(any_tensor const& query, any_tensor const& key,
                                .query_dim = query.extent(3),
                                .key_dim = key.extent(3),
                                .value_dim = value.extent(3)};
-  expect_extent("key", key, 0, shape.batches, "batch, that of query");
-  expect_extent("value", value, 0, shape.batches, "batch, that of query");
-  expect_extent("value", value, 1, shape.keys, "position, that of key");
   expect_like("out", out, {shape.batches, shape.rows, shape.heads, shape.value_dim},
               "query with the head_dim of value");
   expect_divisor("query", query, shape.heads, "out");

@@ -163,7 +163,7 @@ Batch bounded_by_tanh(Batch const& x, Batch const& bound, Batch const& inverse) 
     near = simd::fma(x * square, polynomial(square, odd), x);
   }
   auto const is_far = square > Batch(short_range * short_range);
-  // Scores are mostly far below the cap, so the division is mostly skipped.
+  // Scores are mostly far below their bound, so the division is mostly skipped.
   if (!xsimd::any(is_far)) [[likely]]
     return near;
   return xsimd::select(is_far, bound * detail::tanh_far(level), near);

@@ -81,4 +81,17 @@ inline void expect_no_negative_extent(char const* name, any_tensor const& view) 
     });
 }
 
+/// Query, key and value [batch, position, head, dim] of one call: values stand where keys do.
+inline void expect_operands(any_tensor const& query, any_tensor const& key,
+                            any_tensor const& value) {
+  auto const each = [&](auto expect) {
+    expect("query", query), expect("key", key), expect("value", value);
+  };
+  each(expect_no_negative_extent);
+  each(expect_memory);
+  expect_extent("key", key, 0, query.extent(0), "batch, that of query");
+  expect_extent("value", value, 0, query.extent(0), "batch, that of query");
+  expect_extent("value", value, 1, key.extent(1), "position, that of key");
+}
+
 }  // namespace heed::detail

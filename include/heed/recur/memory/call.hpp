@@ -75,16 +75,8 @@ template <class T, element Q, element K, element V, class... I>
 operands<T> operands_of(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                         I const&... ingredients) {
   using namespace heed::detail;
-  expect_no_negative_extent("query", query);
-  expect_no_negative_extent("key", key);
-  expect_no_negative_extent("value", value);
-  expect_memory("query", query);
-  expect_memory("key", key);
-  expect_memory("value", value);
-  expect_extent("key", key, 0, query.extent(0), "batch, that of query");
+  expect_operands(query, key, value);
   expect_extent("key", key, 3, query.extent(3), "head_dim, that of query");
-  expect_extent("value", value, 0, query.extent(0), "batch, that of query");
-  expect_extent("value", value, 1, key.extent(1), "position, that of key");
   expect_extent("value", value, 2, key.extent(2), "heads, those of key");
   expect_divisor("key", key, query.extent(2), "query");
   operands<T> all;
