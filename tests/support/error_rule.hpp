@@ -2,6 +2,7 @@
 #pragma once
 
 #include "support/guarded.hpp"
+#include "support/random.hpp"
 
 #include <cmath>
 #include <limits>
@@ -57,6 +58,15 @@ std::string two_times_rule(std::string const& name, reference::tensor<Got, Rank>
               << ", of the definition in the same precision " << naive_error << ", largest value "
               << size << "\n";
   return complaint.str();
+}
+
+/// Moves every number by up to half an epsilon of itself, as it might have been rounded. Of inputs like these the definition
+/// errs as of others, and what cancels exactly in one does not in all.
+template <class T, int Rank>
+void round_otherwise(random& draw, reference::tensor<T, Rank>& tensor) {
+  for (T& x : tensor.values)
+    if (std::isfinite(x))
+      x *= 1 + static_cast<T>(draw.uniform(-0.5, 0.5)) * static_cast<T>(epsilon<T>());
 }
 
 /// The same bits, NaN included.

@@ -487,13 +487,8 @@ class recurrence_problem {
   /// The operands, each number moved by up to half of its last bit.
   reference::recurrence_operands<compute> rounded_otherwise(seed_t seed) const {
     auto x = operands<compute>();
-    random shift(seed);
-    auto const move = [&](auto& tensor) {
-      for (compute& each : tensor.values)
-        if (std::isfinite(each))
-          each *= 1 + static_cast<compute>(shift.uniform(-0.5, 0.5)) *
-                          static_cast<compute>(epsilon<compute>());
-    };
+    random draw_error(seed);
+    auto const move = [&](auto& tensor) { round_otherwise(draw_error, tensor); };
     move(x.query), move(x.key), move(x.value), move(x.rate), move(x.initial);
     return x;
   }
