@@ -83,6 +83,53 @@ void find_landmarks(nystrom_landmarks<T> const& at, tensor_view<Q, 4> query, ten
                      });
 }
 
+/// Through Z and A: from the gradient of what the landmarks found, those of what they saw and of the landmarks.
+template <class T>
+void find_landmark_gradients(nystrom_landmarks<T> const& at, nystrom_landmarks<T> const& gradient,
+                             double factor, any_executor const& run_on) {
+  index_t const batches = at.query.extent(0), m = at.query.extent(1), heads = at.query.extent(2),
+                key_heads = at.key.extent(2), dim = at.query.extent(3),
+                value_dim = at.found.extent(3), group = heads / std::max<index_t>(key_heads, 1);
+  for_landmark_heads(
+      run_on, batches, key_heads, m, std::max(dim, value_dim), true,
+      [&](recur::landmark_inverse& inverse, index_t b, index_t key_head) {
+        index_t const stride = inverse.stride, wide = inverse.wide_stride;
+        auto& [x, y, product] = inverse.wide;
+        for (index_t h = key_head * group; h < (key_head + 1) * group; ++h) {
+          inverse.load(0, at.query, b, h);
+          inverse.load(1, at.key, b, key_head);
+          inverse.weigh(factor, x, y, dim);
+          double const* const z = inverse.run();
+          inverse.load(0, gradient.found, b, h);
+          inverse.times_wide(z, true, x, product);  // of what the landmarks saw
+          for (index_t c = 0; c < m; ++c)
+            for (index_t d = 0; d < value_dim; ++d)
+              gradient.seen.out(b, c, h, d) = static_cast<T>(product[c * wide + d]);
+          inverse.load(1, at.seen.out, b, h);
+          double* const dz = inverse.slope;
+          inverse.times_turned(x, y, value_dim, dz);
+          double const* const da = inverse.differentiate(dz);
+          // Of the scores, scaled.
+          for (index_t c = 0; c < m; ++c) {
+            double sum = 0;
+            for (index_t e = 0; e < m; ++e) sum += da[c * stride + e] * inverse.a[c * stride + e];
+            for (index_t e = 0; e < stride; ++e)
+              dz[c * stride + e] = factor * inverse.a[c * stride + e] * (da[c * stride + e] - sum);
+          }
+          inverse.load(1, at.key, b, key_head);
+          inverse.times_wide(dz, false, y, product);
+          for (index_t c = 0; c < m; ++c)
+            for (index_t d = 0; d < dim; ++d)
+              gradient.query(b, c, h, d) = static_cast<T>(product[c * wide + d]);
+          inverse.load(0, at.query, b, h);
+          inverse.times_wide(dz, true, x, product);
+          for (index_t c = 0; c < m; ++c)
+            for (index_t d = 0; d < dim; ++d)
+              gradient.key(b, c, key_head, d) += static_cast<T>(product[c * wide + d]);
+        }
+      });
+}
+
 template <class T, class Q, class K, class V, class O, class... I>
 void check_nystrom(tensor_view<Q, 4> query, tensor_view<K, 4> key, tensor_view<V, 4> value,
                    char const* out_name, tensor_view<O, 4> out, index_t landmarks,
@@ -146,7 +193,7 @@ void nystrom_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
   attend::check_gradients(query, key, value, dquery, dkey, dvalue);
   index_t const batches = query.extent(0), rows = query.extent(1), heads = query.extent(2),
                 key_heads = key.extent(2), dim = query.extent(3), value_dim = value.extent(3),
-                m = landmarks, group = heads / std::max<index_t>(key_heads, 1);
+                m = landmarks;
   double const factor = detail::scale_of(dim, ingredients...);
   auto const run_on = detail::executor_of(ingredients...);
   bool const exact = rows <= landmarks;
@@ -185,45 +232,7 @@ void nystrom_attention_backward(tensor_view<Q, 4> query, tensor_view<K, 4> key,
   detail::find_landmarks(at, query, key, value, ingredients...);
   attend_and_back(at.key, at.found, gradient.key, gradient.found);
 
-  // Through Z and A.
-  detail::for_landmark_heads(
-      run_on, batches, key_heads, m, std::max(dim, value_dim), true,
-      [&](recur::landmark_inverse& inverse, index_t b, index_t key_head) {
-        index_t const stride = inverse.stride, wide = inverse.wide_stride;
-        auto& [x, y, product] = inverse.wide;
-        for (index_t h = key_head * group; h < (key_head + 1) * group; ++h) {
-          inverse.load(0, at.query, b, h);
-          inverse.load(1, at.key, b, key_head);
-          inverse.weigh(factor, x, y, dim);
-          double const* const z = inverse.run();
-          inverse.load(0, gradient.found, b, h);
-          inverse.times_wide(z, true, x, product);  // of what the landmarks saw
-          for (index_t c = 0; c < m; ++c)
-            for (index_t d = 0; d < value_dim; ++d)
-              gradient.seen.out(b, c, h, d) = static_cast<T>(product[c * wide + d]);
-          inverse.load(1, at.seen.out, b, h);
-          double* const dz = inverse.slope;
-          inverse.times_turned(x, y, value_dim, dz);
-          double const* const da = inverse.differentiate(dz);
-          // Of the scores, scaled.
-          for (index_t c = 0; c < m; ++c) {
-            double sum = 0;
-            for (index_t e = 0; e < m; ++e) sum += da[c * stride + e] * inverse.a[c * stride + e];
-            for (index_t e = 0; e < stride; ++e)
-              dz[c * stride + e] = factor * inverse.a[c * stride + e] * (da[c * stride + e] - sum);
-          }
-          inverse.load(1, at.key, b, key_head);
-          inverse.times_wide(dz, false, y, product);
-          for (index_t c = 0; c < m; ++c)
-            for (index_t d = 0; d < dim; ++d)
-              gradient.query(b, c, h, d) = static_cast<T>(product[c * wide + d]);
-          inverse.load(0, at.query, b, h);
-          inverse.times_wide(dz, true, x, product);
-          for (index_t c = 0; c < m; ++c)
-            for (index_t d = 0; d < dim; ++d)
-              gradient.key(b, c, key_head, d) += static_cast<T>(product[c * wide + d]);
-        }
-      });
+  detail::find_landmark_gradients(at, gradient, factor, any_executor(run_on));
   detail::with_machine(
       [&](auto const&... machine) {
         attention_backward(at.query, key, value, at.seen.out, at.seen.lse, gradient.seen.out,
