@@ -323,12 +323,12 @@ TEST_CASE("recurrence: keys that no head reads move the state", "[recur][hazards
              v = normal(draw, {1, tokens, heads, columns}),
              dend = normal(draw, {1, dim, heads, columns});
   for (bool dense : {false, true}) {
-    auto const run = [&](index_t readers) {
-      auto const q = normal(draw, {1, tokens, readers, dim});
+    auto const run = [&](index_t readers, index_t queries) {
+      auto const q = normal(draw, {1, tokens, queries, dim});
       auto dout = blank<float, 4>({1, tokens, readers, columns});
       dout.fill([](auto const&) { return 0.0f; });
       auto out = blank<float, 4>({1, tokens, readers, columns}),
-           dq = blank<float, 4>({1, tokens, readers, dim});
+           dq = blank<float, 4>({1, tokens, queries, dim});
       auto end = blank<float, 4>({1, dim, heads, columns});
       auto dk = blank<float, 4>({1, tokens, heads, dim}),
            dv = blank<float, 4>({1, tokens, heads, columns});
@@ -340,10 +340,16 @@ TEST_CASE("recurrence: keys that no head reads move the state", "[recur][hazards
       c.dense = dense;
       c.forward();
       c.backward();
+      // Queries of no head have no part in anything.
+      if (readers == 0)
+        CHECK(std::ranges::count(dq.values<float>().values, 0.0f) == dq.view().size());
       return std::array{end.values<float>(), dk.values<float>(), dv.values<float>()};
     };
-    auto const alone = run(0), read = run(heads);
-    for (std::size_t i = 0; i < alone.size(); ++i) CHECK(support::same_bits(alone[i], read[i]));
+    auto const read = run(heads, heads);
+    for (index_t queries : {0, 1, 2}) {
+      auto const alone = run(0, queries);
+      for (std::size_t i = 0; i < alone.size(); ++i) CHECK(support::same_bits(alone[i], read[i]));
+    }
   }
 }
 

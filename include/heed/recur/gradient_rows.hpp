@@ -6,7 +6,7 @@
 namespace heed::recur {
 
 /// Where gradients of rows go: to the tensor, or, where heads share its rows, to a buffer of all of them, whose sums the
-/// tensor receives in the end.
+/// tensor receives in the end: zeros, where there are rows of heads and no head that reads them.
 template <class T>
 struct gradient_rows {
   sink<T> to;
@@ -26,18 +26,19 @@ struct gradient_rows {
   void take_buffer(arena& memory) {
     auto const& e = to.extents();
     if (!wanted || e[2] == heads) return;
-    T* const at = memory.take<T>(e[0] * heads * e[1] * e[3]);
-    buffer = {at, {e[0], heads, e[1], e[3]}};
+    index_t const all = std::max(heads, e[2]);
+    buffer = {memory.take<T>(e[0] * all * e[1] * e[3]), {e[0], all, e[1], e[3]}};
   }
 
   void add_up(any_executor const& run_on) const {
-    if (!wanted || buffer.data() == nullptr || buffer.size() == 0) return;
+    if (!wanted || buffer.data() == nullptr) return;
     auto const& e = to.extents();
-    index_t const share = heads / e[2], dim = e[3];
+    index_t const share = buffer.extent(1) / e[2], dim = e[3];
     parallel_for(run_on, e[0] * e[2], [&](index_t piece, index_t) {
       index_t const batch = piece / e[2], head = piece % e[2];
       for (index_t i = 0; i < e[1]; ++i) {
         T* const sum = &buffer(batch, head * share, i, 0);
+        if (heads == 0) std::fill_n(sum, dim, T(0));
         for (index_t other = 1; other < share; ++other) {
           T const* const row = &buffer(batch, head * share + other, i, 0);
           for (index_t d = 0; d < dim; ++d) sum[d] += row[d];
